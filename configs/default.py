@@ -78,7 +78,10 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
         raise ValueError(f"unknown {model=}; choose dit, unet or vae.")
     if process not in PROCESSES:
         raise ValueError(f"unknown {process=}; choose one of {', '.join(PROCESSES)}.")
-    (_add_dit if model == "dit" else _add_unet)(config)
+    if model == "dit":
+        _add_dit(config)
+    else:
+        _add_unet(config)
     _add_condition(config)
     _add_diffusion(config)
     _add_objective(config)
@@ -93,8 +96,8 @@ def get_config(model: str = "dit", process: str = "ddpm") -> ConfigDict:
 
 def _add_run(config):
     config.seed = 0  # of parameters, data order, noise and condition dropout
-    # Workdir of a run of the same model: a new run starts from its newest EMA weights. Empty: from
-    # random weights.
+    # Workdir of another run of the same model: this run starts from the newest EMA weights there.
+    # Empty: from random weights.
     config.init_from = ""
     config.total_steps = 400_000  # optimizer steps
     config.batch_size = 256  # examples per optimizer step, over all devices
@@ -102,13 +105,13 @@ def _add_run(config):
     config.log_every_steps = 100  # each logged metric is the mean over these steps
     config.eval_every_steps = 10_000  # held-out loss of the EMA weights; also at the end; 0: never
     config.eval_draws = 1  # draws of (t, noise) per held-out image, the same in every evaluation
-    config.sample_every_steps = 0  # picture by the EMA weights, samples/<step>.png; 0: never
-    config.sample_num_images = 16  # images in that picture; at most 10,000
+    config.sample_every_steps = 0  # picture from the EMA weights, samples/<step>.png; 0: never
+    config.sample_num_images = 16  # images in this picture; at most 10,000
     config.checkpoint_every_steps = 10_000  # also at the last step
     config.checkpoint_keep = 3  # newest checkpoints kept; at least 2, so that one is a fallback
     config.checkpoint_keep_every_steps = 0  # checkpoints at multiples are never deleted; 0: none
     # Name of a metric in metrics.jsonl, such as eval_loss or fid5k. The EMA weights of its best
-    # step are kept in the workdir best/ inside the workdir. Empty: none are kept.
+    # step are kept in best/, a workdir inside the workdir. Empty: none are kept.
     config.checkpoint_best_metric = ""
     config.profile_start_step = 0  # first step of a profiler trace; 0: no trace
     config.profile_num_steps = 5  # length of the trace in steps
@@ -192,9 +195,8 @@ def _add_unet(config):
     config.model.channel_mult = (1, 2, 3, 4)
     config.model.blocks_per_level = 2  # residual blocks of a level; one more on the way up
     config.model.attention_levels = (1, 2, 3)  # 0 is the full size; the middle always has attention
-    # Transformer blocks at each place with attention, as in latent diffusion: self-attention,
-    # cross-attention to the label or caption, feed-forward. 0: self-attention alone, as in DDPM and
-    # ADM.
+    # Transformer blocks (latent diffusion) wherever there is attention: self-attention,
+    # cross-attention to the label or caption, feed-forward. 0: only self-attention (DDPM, ADM).
     config.model.transformer_depth = 0
     config.model.num_heads = 0  # either num_heads or head_dim is 0
     config.model.head_dim = 64  # divides the channels of levels with attention
@@ -262,11 +264,10 @@ def _add_objective(config):
     config.objective.t_distribution = "uniform"  # uniform, logit_normal, log_normal
     # logit_normal: mean of logit(t); log_normal: mean of log(sigma / alpha).
     config.objective.t_mean = 0.0
-    config.objective.t_std = 1.0  # standard deviation of the same
+    config.objective.t_std = 1.0  # standard deviation of the same quantity
     config.objective.low_discrepancy = False  # spreads t evenly over the global batch
-    config.objective.condition_dropout = (
-        0.1  # share replaced by the null condition, if any; below 1
-    )
+    # Share of the conditions that the null condition replaces, if there is one; below 1.
+    config.objective.condition_dropout = 0.1
     config.objective.min_t = 1e-5  # continuous processes: the smallest t that is drawn
 
 
@@ -280,9 +281,9 @@ def _add_latents(config):
     # Workdir of the VAE that encodes images or decodes samples. Commands that read a run, such as
     # `sample`, first look for a directory of this name in the run's workdir.
     config.latents.vae = ""
-    config.latents.vae_digest = ""  # of the VAE behind the moments; the run fills in an empty one
+    config.latents.vae_digest = ""  # digest of the moments' VAE; the run fills in an empty one
     # x_0 = (z - shift) * scale: one number, or one for each channel. Empty: the mean, and the
-    # inverse standard deviation, in the metadata of the stored moments.
+    # inverse standard deviation, from the metadata of the stored moments.
     config.latents.scale = (0.18215,)
     config.latents.shift = (0.0,)
 
@@ -323,13 +324,13 @@ def _add_sample(config):
 
 
 def _add_fid(config):
-    # Frechet distance of samples by the EMA weights, measured while training. metrics.jsonl names
-    # it fid5k, or fd_dinov2_5k, fd_pixels_5k for other extractors.
+    # Frechet distance of samples from the EMA weights, measured while training. Its metric's name
+    # is fid5k for Inception, fd_dinov2_5k and fd_pixels_5k for the other extractors.
     config.fid = ConfigDict()
     config.fid.every_steps = 0  # 0: never
-    config.fid.num_images = 5_000  # part of the name; distances of other numbers do not compare
-    config.fid.steps = 50  # sampling steps; other settings, but for cfg_scale, as in config.sample
-    config.fid.cfg_scale = 1.0
+    config.fid.num_images = 5_000  # in the metric's name: only distances of one number compare
+    config.fid.steps = 50  # sampling steps
+    config.fid.cfg_scale = 1.0  # all other sampling settings are those of config.sample
     config.fid.reference = ""  # as --reference of dit_jax.evaluate; empty: the training images
     config.fid.extractor = ""  # inception, dinov2, pixels; empty: dit_jax.evaluate's default
     config.fid.weights = ""  # workdir of the extractor's weights; empty: runs/<extractor>

@@ -11,7 +11,7 @@ Captions are the emoji's Unicode names. A small text encoder of words is trained
 The process is the straight flow. Multiply-adds of a forward pass: 69.8 M (DiT), 70.8 M (UNet).
 experiments/unet_vs_dit compares the two.
 
-Cost: 27 minutes (DiT) and 32 minutes (UNet) on one core, with another run on a second core. This
+Cost: 27 minutes (DiT) and 32 minutes (UNet) on one core, while another run used a second core. This
 includes three evaluations of 1,000 samples. Result, mean of two seeds: held-out MSE 0.233 (DiT)
 and 0.230 (UNet); fd_pixels without guidance 217 (DiT) and 250 (UNet).
 """

@@ -5,7 +5,7 @@
   python -m dit_jax.train --config configs/unet_imagenet256.py --workdir runs/unet \
       --config.latents.moments=DIR
 
-This is no published model. It uses ADM's blocks on DiT's latents. A forward pass takes 80.6 G
+This model is not published. It uses ADM's blocks on DiT's latents. A forward pass takes 80.6 G
 multiply-adds; DiT-L/2 takes 80.7 G. Data, process, batch size and learning rate are DiT's.
 The moments are the same as for configs/imagenet256.py.
 

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-# While `python -m dit_jax.<command>` imports, for seconds, nothing is lost: Ctrl-C ends it without
-# the tracebacks of whatever was being imported. `cli.run` then receives signals.
+# `python -m dit_jax.<command>` imports modules for seconds. Meanwhile Ctrl-C ends the process
+# without a traceback, because no work is lost. Later `cli.run` handles signals.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

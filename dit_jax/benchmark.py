@@ -1,4 +1,4 @@
-"""Measured speed of training, its loop, sampling, a VAE, Inception and the metrics.
+"""Measures the speed of training, its loop, sampling, a VAE, Inception and the metrics.
 
   python -m dit_jax.benchmark train  --config configs/imagenet256.py:DiT-XL/2 --steps 20 --json
   python -m dit_jax.benchmark loop   --config configs/digits.py --steps 200
@@ -13,13 +13,14 @@ and stays in device memory; with --data, `train` reads the config's data instead
 use the multiply-adds that `dit_jax.flops` counts.
 
 `loop` compares the bare step with `train_and_evaluate` on the config's data, without evaluation,
-pictures and checkpoints. It takes the median of 11 windows. `metrics` times every measure once, on
-random features, by default of as many images as FID-50K takes.
+pictures and checkpoints. Its result is the median of 11 windows. `metrics` times each measure once,
+on random features, by default for as many images as FID-50K has.
 """
 
 import functools
 import itertools
 import json
+import math
 import pathlib
 import resource
 import statistics
@@ -38,19 +39,19 @@ from dit_jax import cli, conditions, latents, models, sharding, train
 from dit_jax.config import parsers, sizes
 from dit_jax.data import loader
 from dit_jax.errors import UserError
-from dit_jax.evaluation import metrics, precision_recall
+from dit_jax.evaluation import measures, metrics, references
 from dit_jax.sampling import generate
 from dit_jax.system import stopping
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs
 
 FLAGS = flags.FLAGS
-NUM_WINDOWS = 3  # a time is their median
+NUM_WINDOWS = 3  # the median of their times is reported
 NUM_LOOP_WINDOWS = 11  # more, because the loop's overhead is small and machines drift
-MODEL_FIELDS = ("block", "dtype", "attention", "scan_unroll", "remat")  # not every model has all
-MAX_REFERENCE_FEATURES = 10_000  # as the ADM evaluator uses for precision and recall
+MODEL_FIELDS = ("block", "dtype", "attention", "scan_unroll", "remat")  # reported if a model has it
+MAX_REFERENCE_FEATURES = 10_000  # of the ADM evaluator, for precision and recall
 
-# Dense bf16 peak by device_kind, TFLOP/s, from the vendors' data sheets. Other form factors (PCIe,
-# NVL) have other names and other peaks. An unknown name gives no MFU instead of a wrong one.
+# Dense bf16 peak in TFLOP/s by device_kind, from the vendors' data sheets. Other form factors
+# (PCIe, NVL) have other names and other peaks. For an unknown name, no MFU is reported.
 PEAK_TFLOPS = {
     "NVIDIA A100-SXM4-40GB": 312,
     "NVIDIA A100-SXM4-80GB": 312,
@@ -78,13 +79,13 @@ def bench_train(config: ConfigDict, steps: int, data: bool = False) -> dict:
 
 
 def bench_loop(config: ConfigDict, steps: int) -> dict:
-    """Times how much longer a step takes in the loop than the bare jitted step, in percent.
+    """Measures how much longer a step in the loop takes than the bare jitted step, in percent.
 
     Windows of the loop and of the bare step alternate, so that a drift in the machine's speed
-    affects both. The time of each loop window is divided by the mean of the bare windows before and
+    affects both. The time of a loop window is divided by the mean of the bare windows before and
     after it. The result is the median of these ratios.
     """
-    # Evaluation, pictures and checkpoints are left out. The learning rate must be constant, because
+    # Without evaluation, pictures and checkpoints. The learning rate must be constant, because
     # total_steps grows with each window below.
     with config.unlocked():
         config.update(log_every_steps=steps, checkpoint_every_steps=10**9)
@@ -97,12 +98,12 @@ def bench_loop(config: ConfigDict, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as workdir:
         workdir = pathlib.Path(workdir)
         for i in range(NUM_LOOP_WINDOWS):
-            # The run resumes for two windows: a warm-up, and the one that is measured.
+            # The run resumes for two windows: a warm-up, and a measured one.
             config.total_steps = 2 * steps * (i + 1)
             try:
                 train.train_and_evaluate(config, workdir)
             except stopping.Stopped as stopped:
-                # The loop's message is dropped, because it names the workdir, which is removed.
+                # The loop's message names the workdir, which is removed here. So it is dropped.
                 raise stopping.Stopped(stopped.number) from None
             report = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
             loop_ms.append(1e3 * config.batch_size / report["img_per_s"])
@@ -127,7 +128,7 @@ def _make_window_timer(program, steps, real_data):
     latent_kind = latents.build(config)
     if latent_kind.uses_vae and not latent_kind.encodes:
         config.latents.vae = ""  # no step uses the VAE, so its workdir need not exist
-    _, frozen = frozen_networks.load(config, mesh)
+    _, frozen = program.task.load_frozen(config, mesh, {})
     frozen = frozen.with_records(program.config, mesh, source) if source else frozen
     step_arguments = state, next(batches), key, frozen
     step, compile_seconds = _compile(programs.compile_train_step(program), *step_arguments)
@@ -142,12 +143,12 @@ def _make_window_timer(program, steps, real_data):
 
 
 def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
-    """Times the sampling of one batch in `steps` steps; other flags come from config.sample."""
+    """Times the sampling of one batch in `steps` steps; other settings are in config.sample."""
     with config.unlocked():
         config.sample.steps = steps
     program = programs.make_program(config)
     sharding.check_batch_size(program.mesh, batch_size)
-    # Only the parameters are created: sampling needs no optimizer state and no EMA.
+    # Sampling needs parameters, but no optimizer state and no EMA.
     params = jax.jit(
         lambda key: models.init_params(program.model, key),
         out_shardings=program.shardings.params,
@@ -162,7 +163,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     arguments = params, jax.random.key(0), batch["index"], batch["cond"], batch["null"], encoder
     seconds, compile_seconds = _time_function(sample, arguments)
     # A guided step is two passes through the network.
-    num_passes = generate.forward_passes(*sampler_arguments)
+    num_passes = generate.count_forward_passes(*sampler_arguments)
     gflops_per_image = models.count(config)["gflops"] * num_passes
     return {
         "ms_per_sampler_step": 1e3 * seconds / steps,
@@ -234,8 +235,7 @@ def _random_batch(mesh, shape, dtype):
     local_shape = len(sharding.local_rows(mesh, shape[0])), *shape[1:]
     is_image = dtype == np.uint8
     draw = functools.partial(rng.integers, 0, 256) if is_image else rng.standard_normal
-    x = draw(local_shape, dtype)
-    return sharding.put_batch(mesh, {"x": x})["x"]
+    return sharding.put_batch(mesh, {"x": draw(local_shape, dtype)})["x"]
 
 
 def bench_metrics(num: int) -> dict:
@@ -243,12 +243,12 @@ def bench_metrics(num: int) -> dict:
     rng = np.random.default_rng(0)
     mix = rng.standard_normal((64, 2048), np.float32) / 8
 
-    def draw_features(num_rows):
-        """Returns features [num_rows, 2048], correlated and not negative, like Inception's."""
-        features = rng.standard_normal((num_rows, 2048), np.float32)
-        for block in np.array_split(features, -(-num_rows // 5000)):  # bounds the memory
-            block += rng.standard_normal((len(block), 64), np.float32) @ mix
-            np.maximum(block, 0, out=block)
+    def draw_features(num_images):
+        """Returns features [num_images, 2048], correlated and not negative, like Inception's."""
+        features = rng.standard_normal((num_images, 2048), np.float32)
+        for part in np.array_split(features, math.ceil(num_images / 5000)):  # bounds the memory
+            part += rng.standard_normal((len(part), 64), np.float32) @ mix
+            np.maximum(part, 0, out=part)
         return features
 
     samples = draw_features(num)
@@ -256,16 +256,19 @@ def bench_metrics(num: int) -> dict:
     # Only array sizes affect speed, so probabilities and spatial features are taken from `samples`.
     probabilities = np.exp(samples[:, :1000])
     probabilities /= probabilities.sum(axis=1, keepdims=True)
+    extracted = {"features": samples, "spatial": samples[:, :2023], "probabilities": probabilities}
     pooled = metrics.fit_gaussian(reference)
     spatial = metrics.Gaussian(pooled.mean[:2023], pooled.covariance[:2023, :2023], pooled.n)
-    measures = {
-        "fid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples), pooled),
-        "sfid": lambda: metrics.frechet_distance(metrics.fit_gaussian(samples[:, :2023]), spatial),
-        "inception_score": lambda: metrics.inception_score(probabilities),
-        "kernel_distance": lambda: metrics.kernel_distance(samples, reference),
-        "precision_recall": lambda: precision_recall.compute(samples, reference, half=True),
-    }
-    seconds = {f"{name}_seconds": _time_call(measure) for name, measure in measures.items()}
+    gaussians = {"features": pooled, "spatial": spatial}
+    extractor, source = {"name": "inception"}, {"num_images": len(reference)}
+    arguments = extractor, source, gaussians, reference, None
+    inputs = measures.Inputs(extracted, references.Reference(*arguments))
+    seconds = {}
+    for name, measure in measures.MEASURES.items():
+        began = time.perf_counter()
+        # A measure that Inception's features do not have computes nothing.
+        if measure.compute and measure.compute(inputs):
+            seconds[f"{name}_seconds"] = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         **seconds,
@@ -279,7 +282,7 @@ def bench_metrics(num: int) -> dict:
 
 
 def _time_function(function, arguments, num_calls=1):
-    """Returns (seconds of a call, seconds of compilation), timed in windows of `num_calls`."""
+    """Returns the seconds of a call, timed in windows of `num_calls`, and of the compilation."""
     compiled, compile_seconds = _compile(function, *arguments)
 
     def run_window():
@@ -293,7 +296,7 @@ def _time_function(function, arguments, num_calls=1):
 
 
 def _compile(function, *arguments):
-    """Compiles a jitted function before it is timed; returns (compiled function, seconds)."""
+    """Compiles a jitted function; returns (compiled function, seconds of the compilation)."""
     began = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     return compiled, time.perf_counter() - began
@@ -302,7 +305,7 @@ def _compile(function, *arguments):
 def _time_call(function):
     """Returns the seconds that function() takes."""
     began = time.perf_counter()
-    jax.block_until_ready(function())  # JAX returns before the devices are done
+    jax.block_until_ready(function())  # function() returns before the devices are done
     return time.perf_counter() - began
 
 
@@ -337,7 +340,7 @@ def _speed(seconds, num_images, gflops_per_image, unit, dtype):
 
 
 def _describe_run(mesh, model, config, compile_seconds):
-    """Returns memory, compile time, and what speed depends on: device, versions, model fields."""
+    """Returns memory, compile time, devices, versions, and the fields that affect speed."""
     memory_stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [stats["peak_bytes_in_use"] for stats in memory_stats if stats]
     return {
@@ -356,7 +359,7 @@ def _describe_run(mesh, model, config, compile_seconds):
     }
 
 
-# Name on the command line -> its function, and the flags that are the function's arguments.
+# Each name on the command line has a function, and the flags that are the function's arguments.
 BENCHMARKS = {
     "train": (bench_train, ("config", "steps", "data")),
     "loop": (bench_loop, ("config", "steps")),
@@ -370,8 +373,9 @@ BENCHMARKS = {
 def main(words):
     if not words or words[0] not in BENCHMARKS:
         raise UserError(f"say what to measure: one of {', '.join(BENCHMARKS)}, not {words}.")
-    function, own_flags = BENCHMARKS[name := words[0]]
-    # A flag of another benchmark would silently change nothing.
+    name = words[0]
+    function, own_flags = BENCHMARKS[name]
+    # A flag of another benchmark would have no effect.
     all_flags = {flag for _, benchmark_flags in BENCHMARKS.values() for flag in benchmark_flags}
     if unused := sorted(f"--{flag}" for flag in all_flags - {*own_flags} if FLAGS[flag].present):
         way_out = "Set --config.KEY instead" if "config" in own_flags else "See --help"
@@ -383,19 +387,20 @@ def main(words):
         print(json.dumps(result))
         return
     # A VAE's result has two parts, "encode" and "decode".
-    for prefix, values in result.items() if name == "vae" else [("", result)]:
-        for key, value in values.items():
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            print(f"{f'{prefix} {key}'.strip():28} {shown}")
+    if name == "vae":
+        result = {f"{part} {key}": v for part, row in result.items() for key, v in row.items()}
+    for key, value in result.items():
+        print(f"{key:28}", f"{value:.4g}" if isinstance(value, float) else value)
 
 
 def _prepare(config, name):
     """Checks the config's model, and changes the config so that no trained files are needed."""
     if config is None:
         raise UserError(f"--config is missing: {name} measures the model of --config FILE[:ARG].")
-    if (config.model.name == "vae") != (name == "vae") and name != "train":
+    is_vae = config.model.name == "vae"
+    if (name == "vae" and not is_vae) or (name in ("loop", "sample") and is_vae):
         raise UserError(f"{name} does not measure the model {config.model.name!r} of --config.")
-    # Speed depends neither on the values of scale and shift nor on those of the weights.
+    # Speed does not depend on the values of scale, shift and weights.
     if not config.latents.get("scale", True):
         config.latents.update(scale=(1.0,), shift=(0.0,))
     config.init_from = ""
@@ -409,7 +414,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "batch_size", 64, "sample, vae, inception: images at a time, on all devices together.", 1
     )
-    image_size_help = "inception: pixels before its resize, a number or HxW."
+    image_size_help = "inception: pixels before the resize, a number or HxW."
     flags.DEFINE(parsers.SizeParser(), "image_size", "256", image_size_help)
     flags.DEFINE_enum(
         "dtype", "float32", ["float32", "bfloat16"], "inception: dtype of activations."

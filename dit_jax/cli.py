@@ -27,12 +27,11 @@ from dit_jax.system import compilation_cache, files, stopping, terminal
 logger = logging.getLogger("dit_jax")
 
 FLAGS = flags.FLAGS
-# Faults of a disk or a machine, not of the command. Once the fault is repaired, the same command
-# continues the work.
+# Faults of a disk or a machine, not of the command. When the user has repaired the fault, the same
+# command continues the work.
 REPAIRABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENFILE)
-# JAX settings that seeds and checkpoints depend on: with other values the same seed draws other
-# numbers.
-SETTINGS = {
+# JAX settings that random numbers and checkpoints depend on.
+FIXED_SETTINGS = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
@@ -40,75 +39,75 @@ SETTINGS = {
 }
 USER_ERRORS = (UserError, UserFileError, FloatingPointError)
 PROJECT_PACKAGES = ("configs", "experiments")  # the other packages that installing dit_jax adds
-SHUTDOWN_SECONDS = 10.0  # that a failed process waits for the others to shut down with it
-# What to do when memory runs out.
+SHUTDOWN_SECONDS = 10.0  # for which a failed process waits until all processes shut down
 OUT_OF_MEMORY_ADVICE = (
-    "Take a smaller batch or model, config.model.remat, config.grad_accumulation_steps, or more "
-    "devices."
+    "Take a smaller batch or model, or more devices, or set config.model.remat or "
+    "config.grad_accumulation_steps."
 )
-TRACEBACK = "--traceback shows where this one stood."
-MAX_NAME = 300  # characters of a file name in a message
+TRACEBACK_HINT = "--traceback shows where this process was."
+MAX_NAME_LENGTH = 300  # characters of a file name in a message
 
 
 def define_config(required: bool = True, key: str = "model") -> None:
     """Defines --config FILE[:ARG] and --config.key=value; the config is locked.
 
-    Args: key, a key that only this kind of config has: 'model' for a run, 'grids' for a sweep.
+    Args: key, a top-level key that the config must have: 'model' for a run, 'grids' for a sweep.
     """
     flags.DEFINE_flag(arguments.ConfigFlag(key))
     if required:
         flags.mark_flag_as_required("config")
 
 
-def define_path(name: str, default: str | None, text: str, required: bool = False) -> None:
+def define_path(name: str, default: str | None, help_text: str, required: bool = False) -> None:
     """Defines a flag whose value is a pathlib.Path."""
-    flags.DEFINE(parsers.PathParser(name), name, default, text, required=required)
+    flags.DEFINE(parsers.PathParser(name), name, default, help_text, required=required)
 
 
-def define_images(name: str, text: str) -> None:
-    """Defines a flag for existing images: a path as text, with `~` expanded, or NAME:SPLIT."""
-    flags.DEFINE(parsers.PathParser(name, text=True), name, None, text)
+def define_images(name: str, help_text: str) -> None:
+    """Defines a flag for existing images, a string: a path with `~` expanded, or NAME:SPLIT."""
+    flags.DEFINE(parsers.PathParser(name, as_string=True), name, None, help_text)
 
 
-def define_paths(name: str, text: str) -> None:
+def define_paths(name: str, help_text: str) -> None:
     """Defines a required flag that may be repeated; its value is a list of pathlib.Path."""
-    flags.DEFINE_multi(parsers.PathParser(name), None, name, None, text, required=True)
+    flags.DEFINE_multi(parsers.PathParser(name), None, name, None, help_text, required=True)
 
 
-def define_seed(text: str) -> None:
+def define_seed(help_text: str) -> None:
     """Defines --seed, 0 by default."""
-    flags.DEFINE_integer("seed", 0, text, lower_bound=0, upper_bound=ranges.MAX_SEED)
+    flags.DEFINE_integer("seed", 0, help_text, lower_bound=0, upper_bound=ranges.MAX_SEED)
 
 
-def check_out(out: pathlib.Path, suffixes: tuple[str, ...], name: str = "--out=") -> None:
-    """Checks, before the work, that --out can be written; creates its directory.
+def check_out(out: pathlib.Path, suffixes: tuple[str, ...], prefix: str = "--out=") -> None:
+    """Checks, before the work, that an output file can be written; creates its directory.
 
-    Raises: ValueError for another suffix, or for a file that another flag names; OSError for a file
-      that cannot be written.
+    Args: prefix, the flag or word of the command line that names the file, with '='.
+    Raises: ValueError for another suffix, or if another flag names the same file; OSError if the
+      file cannot be written.
     """
     if out.suffix not in suffixes:
-        raise UserError(f"{name}{out} must end in {' or '.join(suffixes)}.")
+        raise UserError(f"{prefix}{out} must end in {' or '.join(suffixes)}.")
     for flag, value in FLAGS.flag_values_dict().items():
-        if flag == name.strip("-=") or not isinstance(FLAGS[flag].parser, parsers.PathParser):
+        if flag == prefix.strip("-=") or not isinstance(FLAGS[flag].parser, parsers.PathParser):
             continue
         for path in value if isinstance(value, list) else [value]:
             if path and out.exists() and os.path.exists(path) and os.path.samefile(out, path):
                 raise UserError(
-                    f"{name}{out} is the file of --{flag}, which would be lost: choose another."
+                    f"{prefix}{out} would overwrite the file of --{flag}: choose another file."
                 )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
             raise UserFileError("no permission, or a directory")
-        # The system refuses a name that is too long even where no such file exists. That of the
-        # temporary file of `files.replace` must fit too.
+        # A longer name than the system allows raises here, even if there is no such file. The
+        # temporary file of `files.replace` has the longest name.
         with contextlib.suppress(FileNotFoundError):
             os.lstat(files.temporary(out))
     except OSError as error:
         reason = error
         if error.errno == errno.ENAMETOOLONG:
-            reason = "the name is too long, with the .tmp that it ends in until it is whole"
-        raise UserFileError(f"cannot write {name}{_shorten(out)}: {reason}") from error
+            reason = "the name is too long: .tmp is added to it until the file is complete"
+        raise UserFileError(f"cannot write {prefix}{_shorten(out)}: {reason}") from error
 
 
 def run(
@@ -122,15 +121,15 @@ def run(
     """Parses the flags, connects the processes, starts the log, calls main, ends the process.
 
     Args:
-      main: takes the positional words, which belong to no flag.
-      positionals: names of these words, such as 'KIND SRC DST'; 'MODEL ...' is any number of them.
-      kept: returns the text that says what is saved after a signal or a full disk.
+      main: called with the positional words, which are not flags.
+      positionals: names of these words, such as 'KIND SRC DST'; 'MODEL ...' allows any number.
+      kept: returns a text that says what is saved after a signal or a full disk.
       stopped_status: the exit status after a signal or a full disk, instead of 130, 143 or 1.
-      saves: main trains, and itself saves at SIGTERM; several processes agree on the step.
-      on_cpu: uses the CPU only, and leaves the accelerators to the processes that main starts.
+      saves: whether main itself saves at SIGTERM, after several processes agree on the step.
+      on_cpu: whether main runs on the CPU and leaves the accelerators to its child processes.
 
-    An error of `dit_jax.errors` ends the command with its message, and so does an operating system
-    error that names a file. Any other error keeps its traceback.
+    An error of `dit_jax.errors`, or an operating system error that names a file, ends the command
+    with its message. Any other error keeps its traceback.
     """
     terminal.open_streams()
     _define_common_flags(on_cpu)
@@ -140,8 +139,8 @@ def run(
         def start(words):
             _start_log()
             _start_jax(on_cpu)
-            # When JAX connects several processes, it sets its own handler of SIGTERM. Training
-            # needs that one to agree on a step; other commands set theirs again.
+            # When JAX connects several processes, it sets its own handler of SIGTERM. In training
+            # this handler makes the processes agree on a step; other commands replace it.
             if not saves:
                 signals.install()
             try:
@@ -150,7 +149,7 @@ def run(
                 stopping.raise_wrapped(error)
                 raise
             sys.stdout.flush()
-            # With several processes the exit may wait for the others, and Ctrl-C must still work.
+            # The exit of several processes may wait for all of them; Ctrl-C must work meanwhile.
             if not jax.distributed.is_initialized():
                 signals.finish()
 
@@ -166,24 +165,24 @@ def run(
             signals.ignore()  # a second signal would interrupt the lines below with a traceback
             succeeded = isinstance(error, SystemExit) and not error.code
             if jax.distributed.is_initialized() and not succeeded:
-                _leave(error)
+                _shut_down_processes(error)
             raise
 
 
-def _leave(error):
-    """Ends this process, one of several, after an error; the others then end too.
+def _shut_down_processes(error):
+    """Ends this process, one of several, after an error, so that the other processes end too.
 
-    They may be waiting for this one, and JAX would wait five minutes for them at exit.
+    The other processes may wait for this one, and at exit JAX would wait five minutes for them.
     """
     if not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
     sys.stdout.flush()
     sys.stderr.flush()
-    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    leaving.start()
+    thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    thread.start()
     # If all processes fail with the same error, they shut down together and in order.
-    leaving.join(SHUTDOWN_SECONDS)
-    if leaving.is_alive():
+    thread.join(SHUTDOWN_SECONDS)
+    if thread.is_alive():
         stopping.end(1)
     sys.exit(1)
 
@@ -192,28 +191,28 @@ def _define_common_flags(on_cpu):
     """Defines --traceback and the flags that connect processes; lists all flags in --help."""
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     if not on_cpu:
-        text = "Connect several processes: TPU pod, SLURM, Open MPI, GKE are found."
+        text = "Connect the processes of a TPU pod, SLURM, Open MPI or GKE."
         flags.DEFINE_bool("distributed", False, text)
         text = (
-            "HOST:PORT of process 0, where none is found. It listens without a password, on all "
-            "interfaces: keep the port on a private network, see docs/several_processes.md."
+            "HOST:PORT of process 0, for other clusters. Process 0 listens without a password, on "
+            "all interfaces: keep the port on a private network, see docs/several_processes.md."
         )
         flags.DEFINE_string("coordinator_address", None, text)
-        text = "HOST:PORT where process 0 listens, instead of all."
+        text = "HOST:PORT where process 0 listens, instead of all interfaces."
         flags.DEFINE_string("coordinator_bind_address", None, text)
         text = "With --coordinator_address: the number of processes."
         flags.DEFINE_integer("num_processes", None, text, 1, ranges.MAX_COUNT)
         text = "With --coordinator_address: this process, counted from 0."
         flags.DEFINE_integer("process_id", None, text, 0, ranges.MAX_COUNT)
-    # absl's --help shows only the flags of the command's own module. Here the flags that dit_jax
-    # defines elsewhere are registered with that module too.
-    for module, defined in FLAGS.flags_by_module_dict().items():
-        for flag in defined if module.startswith("dit_jax.") else ():
+    # absl's --help shows only the flags of the command's own module. So all flags of dit_jax are
+    # registered with this module too.
+    for module, module_flags in FLAGS.flags_by_module_dict().items():
+        for flag in module_flags if module.startswith("dit_jax.") else ():
             FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _parse(argv, positionals):
-    """Returns the words without a flag; a wrong flag ends the command with a line or two."""
+    """Returns the positional words; a wrong word ends the command with a message."""
     try:
         return arguments.parse(argv, positionals)
     except SystemExit:  # after --help; absl would exit with status 1
@@ -221,59 +220,61 @@ def _parse(argv, positionals):
     except (ValueError, OSError, flags.Error) as error:
         if "--traceback" in argv:
             raise
-        _fail(_message(error))
+        _fail(_format_error(error))
 
 
 def _explain_errors(start, words, kept, repairable_status=1):
-    """Calls start(words); an error that is for the user ends the command with its message.
+    """Calls start(words); after an error for the user, ends the command with the message.
 
     Args: kept, as in `run`.   repairable_status, the exit status if the error `is_repairable`.
     """
     try:
         start(words)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        exhausted = stopping.is_out_of_memory(error)
-        if FLAGS.traceback or not (exhausted or jax.distributed.is_initialized()):
+        is_out_of_memory = stopping.is_out_of_memory(error)
+        if FLAGS.traceback or not (is_out_of_memory or jax.distributed.is_initialized()):
             raise
-        first = str(error).partition("\n")[0]  # XLA's messages may have many lines
-        if exhausted:
-            _fail(f"out of memory: {first}\n{OUT_OF_MEMORY_ADVICE} {TRACEBACK}")
-        message = f"{first}\nAnother process may have ended first: see its output. {TRACEBACK}"
-        _fail(message + _resume_hint(kept()))
+        first_line = str(error).partition("\n")[0]  # XLA's messages may have many lines
+        if is_out_of_memory:
+            _fail(f"out of memory: {first_line}\n{OUT_OF_MEMORY_ADVICE} {TRACEBACK_HINT}")
+        hint = f"Another process may have ended first: see its output. {TRACEBACK_HINT}"
+        _fail(f"{first_line}\n{hint}{_make_resume_hint(kept())}")
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if FLAGS.traceback or not _is_user_error(error):
             raise
         repairable = is_repairable(error)
-        # `terminal.Stream` gives its errors this name; then only printed text is lost.
+        # `terminal.Stream` gives its errors this name. Only printed text is lost.
         if getattr(error, "filename", None) == "<stdout>":
-            text = "what the command has written to files is kept"
+            kept_text = "what the command has written to files is kept"
+        elif repairable:
+            kept_text = kept()
         else:
-            # `stopping.attach_kept_message` gives `kept` to the errors that are raised inside it.
-            text = kept() if repairable else getattr(error, "kept", str)()
-        hint = _resume_hint(text) if text or _has_lost_directory(error) else ""
-        _fail(_message(error) + hint, repairable_status if repairable else 1)
+            # `stopping.attach_kept_message` sets this attribute.
+            kept_text = error.kept() if hasattr(error, "kept") else ""
+        hint = _make_resume_hint(kept_text) if kept_text or _has_lost_directory(error) else ""
+        _fail(_format_error(error) + hint, repairable_status if repairable else 1)
 
 
-def _resume_hint(kept):
-    """Returns the text that says what is kept, if anything, and which command continues."""
-    sentence = f"\n{kept[0].upper()}{kept[1:]}." if kept else ""
-    return f"{sentence} To go on, run: {terminal.command_line(sys.orig_argv)}"
+def _make_resume_hint(kept_text):
+    """Returns sentences that say what is kept, if anything, and which command continues."""
+    sentence = f"\n{kept_text[0].upper()}{kept_text[1:]}." if kept_text else ""
+    return f"{sentence} To go on, run: {terminal.format_command(sys.orig_argv)}"
 
 
 def _fail(message, status=1):
-    """Writes an error message and ends the command."""
+    """Prints an error message and ends the command."""
     sys.stderr.write(terminal.escape(f"error: {message}\n"))
     sys.exit(status)
 
 
 def _end(stopped, kept, status):
-    """Ends the command after a signal; writes what is kept and which command continues."""
-    is_first_process = logger.level <= logging.INFO  # `_start_jax` raises it in the others
-    # The first process reports for all processes that have saved.
+    """Prints what is kept and which command continues; ends the command after a signal."""
+    is_first_process = logger.level <= logging.INFO  # `_start_jax` raises this level in the others
+    # If the processes have saved, only the first one reports it.
     if is_first_process or not stopped.kept:
         kept = stopped.kept or (kept() if FLAGS.is_parsed() else "nothing is kept")
         line = f"{stopping.NAMES[stopped.number]}: {kept}."
-        command = terminal.command_line(sys.orig_argv)
+        command = terminal.format_command(sys.orig_argv)
         sys.stderr.write(terminal.escape(f"{line}\nTo go on, run: {command}\n"))
     sys.stdout.flush()
     if stopped.kept:
@@ -282,10 +283,10 @@ def _end(stopped, kept, status):
     stopping.end(status)
 
 
-def _message(error):
-    """Returns an error's text; for an operating system error, without its number."""
+def _format_error(error):
+    """Returns the message of an error, without the number of an operating system error."""
     if isinstance(error, ModuleNotFoundError):
-        return f"{error}: install the project again, pip install -e DIRECTORY of pyproject.toml."
+        return f"{error}. Install the project again: pip install -e DIRECTORY of pyproject.toml."
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     names = [_shorten(name) for name in (error.filename, error.filename2) if name is not None]
@@ -295,14 +296,15 @@ def _message(error):
 
 
 def _shorten(name):
-    """Returns a file name for a message, printable and with its middle left out if it is long."""
+    """Returns a printable file name for a message; leaves out the middle of a long name."""
     text = files.printable(os.fsdecode(name) if isinstance(name, bytes) else str(name))
-    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME // 2]}...{text[-MAX_NAME // 2 :]}"
+    half = MAX_NAME_LENGTH // 2
+    return text if len(text) <= MAX_NAME_LENGTH else f"{text[:half]}...{text[-half:]}"
 
 
 def is_repairable(error: BaseException) -> bool:
-    """Returns whether an error is due to a full disk or another fault in REPAIRABLE_ERRNOS."""
-    # Libraries wrap the operating system's errors, which leaves only their text.
+    """Returns whether a full disk or another fault in REPAIRABLE_ERRNOS caused an error."""
+    # Libraries raise their own errors, which repeat only the text of the operating system's error.
     text = str(error)
     return any(os.strerror(number) in text for number in REPAIRABLE_ERRNOS)
 
@@ -315,7 +317,7 @@ def _has_lost_directory(error):
 
 
 def _is_user_error(error):
-    """Returns whether an error's message says what the user must do; a bug's message does not."""
+    """Returns whether an error is for the user, and not a bug that needs its traceback."""
     if isinstance(error, ModuleNotFoundError):
         return error.name in PROJECT_PACKAGES
     if isinstance(error, USER_ERRORS):
@@ -328,18 +330,17 @@ def _is_user_error(error):
 
 
 def _start_log():
-    """Sets up the log: plain lines of this package, and only warnings of libraries."""
+    """Sets up the log: messages of this package, and only warnings of libraries."""
     absl.logging.set_verbosity(absl.logging.WARNING)
     # Orbax reports a full disk for every file, each with a traceback. The error that the command
     # raises replaces these reports.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     absl.logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     absl.logging.get_absl_handler().setFormatter(terminal.Formatter("%(message)s"))
-    # After an array that cannot be read, the reads of later arrays are abandoned. Python warns
-    # about each of them.
+    # When an array cannot be read, the reads of later arrays are abandoned. Python warns about
+    # each of these reads.
     warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
-    # When a process is killed, Python frees the memory that it shares with Grain's workers, but
-    # also warns about it.
+    # When a process is killed, Python warns while it frees the memory shared with Grain's workers.
     sys.warnoptions.append("ignore:resource_tracker")
     handler = logging.StreamHandler()
     handler.setFormatter(terminal.Formatter("%(message)s"))
@@ -349,10 +350,10 @@ def _start_log():
 
 
 def _report_unraisable(unraisable):
-    """Reports an exception that Python cannot raise, unless it follows from an error of Orbax.
+    """Reports an exception that Python cannot raise, unless an error of Orbax causes it.
 
-    The command has reported that error already. Such exceptions come from tensorstore's threads
-    that end after a write, and from the other arrays of a read.
+    The command has already reported the error of Orbax. Further exceptions come from threads of
+    tensorstore that end after a write, and from the other arrays of a read.
     """
     code = getattr(unraisable.object, "cr_code", None)  # the code of a coroutine
     is_orbax = code is not None and "orbax" in pathlib.Path(code.co_filename).parts
@@ -362,7 +363,7 @@ def _report_unraisable(unraisable):
 
 def _fix_settings():
     """Undoes JAX settings in the user's environment that would change every random number."""
-    for name, value in SETTINGS.items():
+    for name, value in FIXED_SETTINGS.items():
         if (current := getattr(jax.config, name)) != value:
             logger.warning("%s=%s is not used: results would differ.", name.upper(), current)
             jax.config.update(name, value)
@@ -377,45 +378,48 @@ def _start_jax(on_cpu):
     names = ("coordinator_bind_address", "num_processes", "process_id")
     if FLAGS.distributed or FLAGS.coordinator_address:
         _connect()
-    elif given := [f"--{name}" for name in names if FLAGS[name].value is not None]:
-        raise UserError(f"{', '.join(given)}: say --coordinator_address or --distributed too.")
+    elif extra := [f"--{name}" for name in names if FLAGS[name].value is not None]:
+        raise UserError(f"{', '.join(extra)}: give --coordinator_address or --distributed too.")
     compilation_cache.enable()
     _check_accelerator()
-    if jax.process_index():  # only the first process prints, as all would print the same
+    if jax.process_index():  # only the first process prints, or lines would be repeated
         logger.setLevel(logging.WARNING)
         sys.stdout = io.StringIO()
 
 
 def _connect():
     """Connects this process with the others, after a check that the flags fit together."""
-    address, bind = FLAGS.coordinator_address, FLAGS.coordinator_bind_address
-    num, process = FLAGS.num_processes, FLAGS.process_id
-    for name, text in (("coordinator_address", address), ("coordinator_bind_address", bind)):
+    for name in ("coordinator_address", "coordinator_bind_address"):
+        text = FLAGS[name].value
         if text is not None and not re.fullmatch(r".+:\d+", text):
             raise UserError(f"--{name}={text} must be HOST:PORT.")
-    if address and (num is None) != (process is None):
+    address, bind_address = FLAGS.coordinator_address, FLAGS.coordinator_bind_address
+    num_processes, process_id = FLAGS.num_processes, FLAGS.process_id
+    if address and (num_processes is None) != (process_id is None):
         raise UserError("--coordinator_address needs both --num_processes and --process_id.")
-    if None not in (num, process) and process >= num:
-        raise UserError(f"--process_id={process} must be below --num_processes={num}.")
+    if None not in (num_processes, process_id) and process_id >= num_processes:
+        raise UserError(f"--process_id={process_id} must be below --num_processes={num_processes}.")
     try:
-        jax.distributed.initialize(address, num, process, coordinator_bind_address=bind)
+        jax.distributed.initialize(
+            address, num_processes, process_id, coordinator_bind_address=bind_address
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"cannot connect the processes: {str(error).splitlines()[0]}\nWhere no cluster is "
-            "found, give --coordinator_address, --num_processes and --process_id."
+            f"cannot connect the processes: {str(error).splitlines()[0]}\nIf JAX finds no "
+            "cluster, give --coordinator_address, --num_processes and --process_id."
         ) from error
 
 
 def _check_accelerator():
     """Ends the command if JAX cannot start the requested platform; warns if a GPU is unused."""
-    wheels = "make install ACCELERATOR=cuda13 (or cuda12, tpu)"
+    install_command = "make install ACCELERATOR=cuda13 (or cuda12, tpu)"
     try:
         backend = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # AssertionError, empty: no wheel
+    except (RuntimeError, AssertionError) as error:  # without a wheel: an empty AssertionError
         platforms = jax.config.jax_platforms
         _fail(
             f"JAX cannot start JAX_PLATFORMS={platforms!r}: {str(error) or 'no wheel'}\n"
-            f"Install JAX with the wheel of your accelerator: {wheels}"
+            f"Install JAX with the wheel for your accelerator: {install_command}"
         )
     if backend == "cpu" and pathlib.Path("/dev/nvidia0").exists():
-        logger.warning("An NVIDIA GPU is here, but this JAX runs on the CPU: %s", wheels)
+        logger.warning("JAX uses the CPU, but this machine has an NVIDIA GPU: %s", install_command)

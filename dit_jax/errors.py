@@ -1,18 +1,18 @@
-"""Errors that tell the user what to fix: a command prints only the message, without a traceback.
+"""Errors that the user can fix: a command prints only the message, without a traceback.
 
-The message contains the values and says what to do. An operating system error that names a file is
-shown in the same way. Any other error is a bug and keeps its traceback.
+The message contains the values and says what to do. An error of the operating system that names a
+file is shown in the same way. Any other error is a bug and keeps its traceback.
 """
 
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A value that is wrong: of a flag, of a config key, or in a file."""
+    """A wrong value of a flag or config key, or in a file."""
 
 
 def check_choice(key: str, value: object, choices: Iterable[str]) -> None:
-    """Raises UserError, with the choices, for a value of a config key that is none of them."""
+    """Raises a UserError, which lists the choices, unless the value of a key is one of them."""
     if value not in (choices := list(choices)):
         raise UserError(f"unknown {key}={value!r}; choose one of {', '.join(choices)}.")
 

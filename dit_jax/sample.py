@@ -12,18 +12,18 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dit_jax import cli
+from dit_jax import cli, conditions
 from dit_jax.config import ranges, sizes
 from dit_jax.errors import UserError, UserFileError
 from dit_jax.sampling import pictures, runs, sampling_flags
 from dit_jax.system import files
 
 FLAGS = flags.FLAGS
-NUM = 16  # images by default, without --prompt
+DEFAULT_NUM = 16  # images, if the flags list no conditions
 
 
 def _write(out, images, labels):
-    """Writes the images as a PNG grid, or as an .npz with `labels`."""
+    """Writes the images as a PNG grid, or as an .npz with the arrays of `labels`."""
 
     def write(file):
         if out.suffix == ".npz":
@@ -39,21 +39,23 @@ def _write(out, images, labels):
 
 
 def main(_):
-    # The flags are checked before the model is loaded, which takes long.
+    # Flags are checked before the model is loaded, which takes long.
     out = FLAGS.out
     cli.check_out(out, (".png", ".npz"))
     if FLAGS.columns and out.suffix == ".npz":
-        raise UserError(f"--columns is of a .png; --out={out} has no grid.")
-    num = FLAGS.num or len(FLAGS.prompt) or NUM
+        raise UserError(f"--columns={FLAGS.columns} needs --out to be a .png, not {out}.")
+    condition_flags = sampling_flags.get_conditions()
+    num = FLAGS.num or conditions.count_requested(condition_flags) or DEFAULT_NUM
     if FLAGS.columns > num:
-        raise UserError(f"--columns={FLAGS.columns} must be at most {num}, the images of --num.")
+        raise UserError(f"--columns={FLAGS.columns} must be at most {num}, the number of images.")
     trained = runs.load(**sampling_flags.get_load_arguments())
     if out.suffix == ".png":
         pictures.check_grid(num, sizes.image_shape(trained.config.data), FLAGS.columns)
-    request = trained.request(num, FLAGS.seed, **sampling_flags.get_conditions())
+    request = trained.make_request(num, FLAGS.seed, **condition_flags)
     progress = sys.stderr.isatty()
     images = trained.generate(request, FLAGS.seed, batch_size=FLAGS.batch_size, progress=progress)
-    if jax.process_index() == 0:  # every process has all images, one writes them
+    # Every process has all images, but only one writes them.
+    if jax.process_index() == 0:
         labels = {"label": request.cond} if trained.condition.has_classes else {}
         _write(out, images, labels)
     print(f"{len(images)} samples of step {trained.step}: {out}")
@@ -63,10 +65,10 @@ if __name__ == "__main__":
     sampling_flags.define_sampling()
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     sampling_flags.define_conditions()
-    text = f"Number of images; by default one of each --prompt, else {NUM}."
-    flags.DEFINE_integer("num", None, text, 1, ranges.MAX_COUNT)
-    cli.define_path("out", "samples.png", "A .png grid, or an .npz of arr_0 and label.")
+    num_help = f"Number of images. By default one for each --prompt, or {DEFAULT_NUM}."
+    flags.DEFINE_integer("num", None, num_help, 1, ranges.MAX_COUNT)
+    cli.define_path("out", "samples.png", "A .png grid, or an .npz with arr_0 and label.")
     flags.DEFINE_integer(
-        "columns", 0, "Columns of the grid; 0 makes it about square.", lower_bound=0
+        "columns", 0, "Columns of the grid; 0 for a grid that is about square.", lower_bound=0
     )
     cli.run(main)

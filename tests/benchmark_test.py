@@ -10,7 +10,7 @@ import pytest
 
 from configs import default
 from dit_jax import benchmark
-from dit_jax.training import frozen_networks, programs
+from dit_jax.training import programs
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_synthetic_batches_have_captions(captioned_config, clip_dir, condition):
     batch = next(benchmark._synthetic_batches(program))
     if condition == "stored":
         assert batch["context"].shape == (16, 12, 16)
-    _, frozen = frozen_networks.load(config, program.mesh)
+    _, frozen = program.task.load_frozen(config, program.mesh, {})
     arguments = program.state, batch, jax.random.key(0), frozen
     step = functools.partial(programs.train_step, program=program)
     _, scalars = jax.eval_shape(step, *arguments)
@@ -112,8 +112,9 @@ def test_wrong_benchmarks_end_in_a_message(run_command, arguments, message):
 def test_benchmark_of_metrics_needs_no_config(run_command):
     row = json.loads(run_command("benchmark", "metrics", "--num", 1000, "--json"))
     assert (row["num"], row["reference"], row["device"]) == (1000, 1000, "cpu")
-    names = ("fid", "sfid", "inception_score", "kernel_distance", "precision_recall")
+    names = ("fid", "sfid", "inception_score", "precision", "kid")  # recall comes with precision
     assert all(row[f"{name}_seconds"] > 0 for name in names)
+    assert len([name for name in row if name.endswith("_seconds")]) == len(names)
     assert 0.1 < row["peak_host_memory_gib"] < 4
 
 

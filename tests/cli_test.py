@@ -1,4 +1,4 @@
-"""The commands as a user types them: typing errors, signals, full disks, readers that go away."""
+"""Commands as a user types them: typing errors, signals, full disks, and closed readers."""
 
 import errno
 import os
@@ -64,13 +64,13 @@ def test_unknown_flags_and_keys_are_named_without_a_traceback(run_command, flag,
         ("configs/imagenet256.py:DiT-Z/2", "error: unknown model 'DiT-Z/2'"),
     ],
 )
-def test_config_that_cannot_be_loaded_is_one_line(run_command, file, message, tmp_path):
+def test_error_of_a_config_that_cannot_be_loaded_is_one_line(run_command, file, message, tmp_path):
     error = run_command("train", "--config", file, "--workdir", tmp_path, fails=True)
     assert re.search(message, error)
     assert "Traceback" not in error
 
 
-def test_unknown_key_in_a_config_file_is_shown_where_it_is(run_command, tmp_path):
+def test_unknown_key_in_a_config_file_is_an_error_with_its_line(run_command, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from configs import smoke\ndef get_config():\n  smoke.get_config().modle = 1\n"
@@ -96,7 +96,7 @@ def test_every_command_has_help(command, run_command):
 
 
 @pytest.mark.parametrize("columns", ["1", "-1", "many", "10000"])
-def test_help_is_shown_whatever_the_width(zygote, columns):
+def test_help_is_shown_at_any_width(zygote, columns):
     answer, output, error = zygote("train", "--help", COLUMNS=columns)
     assert (answer["status"], error) == (0, "")
     assert "python -m dit_jax.train" in output
@@ -111,22 +111,22 @@ def test_help_is_shown_whatever_the_width(zygote, columns):
         ("/lib/other/read.py", "Event loop is closed", False),
     ],
 )
-def test_what_is_left_of_a_failed_read_says_nothing(monkeypatch, path, text, shown):
+def test_coroutines_of_a_failed_read_are_not_reported(monkeypatch, path, text, shown):
     names, reported = {}, []
     exec(compile("async def read(): pass", path, "exec"), names)
     coroutine = names["read"]()
     monkeypatch.setattr(sys, "__unraisablehook__", reported.append)
-    left = types.SimpleNamespace(object=coroutine, exc_value=Exception(text))
-    cli._report_unraisable(left)
+    unraisable = types.SimpleNamespace(object=coroutine, exc_value=Exception(text))
+    cli._report_unraisable(unraisable)
     assert bool(reported) == shown
-    left.object = None
-    cli._report_unraisable(left)
+    unraisable.object = None
+    cli._report_unraisable(unraisable)
     assert len(reported) == shown + (text == "cannot read")
     coroutine.close()
 
 
 def _run(command, *words, shell="exec", **options):
-    """A command that a shell starts with its words, and then, say, '2>&1 | head -1'."""
+    """Runs a command in bash; `shell` is the line, in which 'exec' stands for the command."""
     line = shlex.join([sys.executable, "-m", f"dit_jax.{command}", *map(str, words)])
     before, _, after = shell.partition("exec")
     return subprocess.run(
@@ -138,7 +138,7 @@ def _run(command, *words, shell="exec", **options):
     )
 
 
-def test_missing_flags_are_one_line(run_command):
+def test_error_for_missing_flags_is_one_line(run_command):
     error = run_command("train", fails=True)
     assert error == "error: --config and --workdir are missing; --help lists the flags.\n"
 
@@ -147,10 +147,12 @@ def test_missing_flags_are_one_line(run_command):
     "words", [["stray"], ["--no-such-flag=1"], ["--traceback=maybe"], ["--notraceback"] * 2]
 )
 @pytest.mark.parametrize("command", sorted({*COMMANDS, "edit"} - {"flops"}))
-def test_every_command_refuses_words_that_it_does_not_understand(command, words, run_command):
-    taken = {"edit": ["invert"], "benchmark": ["train"], "convert": ["dit", "a", "b"]}
+def test_every_command_refuses_wrong_words(command, words, run_command):
+    positionals = {"edit": ["invert"], "benchmark": ["train"], "convert": ["dit", "a", "b"]}
     required = ["--config", "configs/smoke.py", "--rows", "a", "--x", "a", "--y", "a"]
-    error = run_command(command, *taken.get(command, []), *words, "stray", *required, fails=True)
+    error = run_command(
+        command, *positionals.get(command, []), *words, "stray", *required, fails=True
+    )
     assert re.match(r"error: .*(stray|no-such-flag|maybe|--config|--rows)", error)
     assert "Traceback" not in error
 
@@ -158,8 +160,8 @@ def test_every_command_refuses_words_that_it_does_not_understand(command, words,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num_processes=2", "--process_id=0"], "--num_processes, --process_id: say"),
-        (["--coordinator_bind_address=localhost:1"], "--coordinator_bind_address: say"),
+        (["--num_processes=2", "--process_id=0"], "--num_processes, --process_id: give"),
+        (["--coordinator_bind_address=localhost:1"], "--coordinator_bind_address: give"),
         (["--coordinator_address=localhost"], "--coordinator_address=localhost must be HOST:PORT"),
         (["--coordinator_address=localhost:1", "--num_processes=2"], "needs both --num_processes"),
         (["--coordinator_address=localhost:1", "--process_id=0"], "needs both --num_processes"),
@@ -168,14 +170,14 @@ def test_every_command_refuses_words_that_it_does_not_understand(command, words,
     ],
     ids=str,
 )
-def test_processes_that_cannot_connect_are_told(words, message, run_command):
+def test_flags_that_cannot_connect_processes_are_refused(words, message, run_command):
     error = run_command("flops", "DiT-S/2", *words, fails=True)
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
 
 
-def test_names_reach_the_terminal_without_their_control_characters():
+def test_names_are_printed_without_control_characters():
     result = _run("flops", "DiT\x1b[31m\u202eé", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 1
     assert result.stderr.startswith(r"error: unknown model 'DiT\x1b[31m\u202e\xe9'")
@@ -190,7 +192,7 @@ def test_names_reach_the_terminal_without_their_control_characters():
         ("exec > /dev/full", 1, "error: <stdout>: No space left on device\n"),
     ],
 )
-def test_output_that_nobody_takes_is_no_traceback(shell, status, error):
+def test_closed_output_gives_no_traceback(shell, status, error):
     result = _run("flops", "DiT-S/2", shell=shell)
     assert result.returncode == status
     assert result.stderr.startswith(error)
@@ -199,45 +201,44 @@ def test_output_that_nobody_takes_is_no_traceback(shell, status, error):
 
 
 def test_errors_of_the_operating_system_are_messages_and_bugs_are_not(tmp_path):
-    long = OSError(errno.ENAMETOOLONG, "File name too long", "x\x1b" * 1000)
-    assert cli._is_user_error(long)
-    assert re.fullmatch(
-        r"(x\\x1b)+.{0,4}\.\.\..{0,4}(x\\x1b)+: File name too long", cli._message(long)
-    )
+    long_name = OSError(errno.ENAMETOOLONG, "File name too long", "x\x1b" * 1000)
+    assert cli._is_user_error(long_name)
+    shortened = r"(x\\x1b)+.{0,4}\.\.\..{0,4}(x\\x1b)+: File name too long"
+    assert re.fullmatch(shortened, cli._format_error(long_name))
     with pytest.raises(NotADirectoryError) as error:
         (pathlib.Path(__file__) / "x").read_text()
-    assert cli._message(error.value) == f"{__file__}/x: Not a directory"
+    assert cli._format_error(error.value) == f"{__file__}/x: Not a directory"
     assert cli._is_user_error(OSError(errno.ENOSPC, "No space left on device"))
     assert not cli._is_user_error(OSError("a bug"))
     assert not cli._is_user_error(BrokenPipeError(errno.EPIPE, "Broken pipe"))
 
 
-def test_a_temporary_directory_that_is_missing_is_a_message():
-    """Python's error of it names no file."""
+def test_missing_temporary_directory_is_an_error_for_the_user():
+    """Python's error names no file."""
     error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
     assert cli._is_user_error(error)
     message = (
         "No usable temporary directory found in ['/tmp']: make room in one of them, or set TMP"
     )
-    assert cli._message(error).startswith(message)
+    assert cli._format_error(error).startswith(message)
 
 
-def test_names_too_long_for_the_temporary_file_are_refused_before_the_work(tmp_path):
+def test_name_that_is_too_long_for_the_temporary_file_is_refused_before_the_work(tmp_path):
     cli.check_out(tmp_path / f"{'a' * 247}.png", (".png",))
     for name in ("a" * 248, "é" * 124, "a" * 400):  # bytes count, not characters
         with pytest.raises(OSError, match=r"name( is)? too long"):
             cli.check_out(tmp_path / f"{name}.png", (".png",))
 
 
-def test_a_dataset_that_cannot_be_written_is_a_message(tmp_path):
+def test_dataset_that_cannot_be_written_is_an_error_for_the_user(tmp_path):
     result = _run("datasets.digits", "--data_dir", tmp_path, shell="ulimit -f 0; exec")
     assert result.returncode == 1
     assert re.match("error: (No usable temporary directory|.*File too large)", result.stderr)
     assert "Traceback" not in result.stderr
 
 
-def _with_kept(error, text):
-    """The error as it leaves the work, of which that is kept."""
+def _attach_kept_message(error, text):
+    """Raises an error inside `stopping.attach_kept_message`, and returns it."""
     with pytest.raises(type(error)), stopping.attach_kept_message(lambda: text):
         raise error
     return error
@@ -260,19 +261,24 @@ def _with_kept(error, text):
             "error: runs/a is gone.\nNothing more is written. To go on, run: python -m a 'b c'\n",
         ),
         (
-            _with_kept(UserFileError("cannot read a.png: it is empty."), "step 3 is kept"),
+            _attach_kept_message(
+                UserFileError("cannot read a.png: it is empty."), "step 3 is kept"
+            ),
             "error: cannot read a.png: it is empty.\nStep 3 is kept. To go on, run: python -m a ",
         ),
         (
-            _with_kept(OSError(errno.ENOSPC, "No space left on device"), "step 3 is kept"),
+            _attach_kept_message(
+                OSError(errno.ENOSPC, "No space left on device"), "step 3 is kept"
+            ),
             "error: No space left on device\nNothing is kept. To go on, run: python -m a ",
         ),
         (jax.errors.JaxRuntimeError("INTERNAL: a bug"), None),
     ],
     ids=str,
 )
-def test_memory_and_directories_that_are_gone_are_told(monkeypatch, capsys, error, message):
-    """In two lines; a bug of XLA's keeps its traceback."""
+def test_error_for_the_user_is_two_lines_and_a_bug_of_xla_keeps_its_traceback(
+    monkeypatch, capsys, error, message
+):
 
     def start(_):
         raise error
@@ -284,8 +290,8 @@ def test_memory_and_directories_that_are_gone_are_told(monkeypatch, capsys, erro
     assert capsys.readouterr().err.startswith(message or "")
 
 
-def test_process_whose_others_have_ended_says_how_to_go_on(monkeypatch, capsys):
-    """What fails in it is a bug of XLA's as far as it can tell."""
+def test_process_says_how_to_go_on_after_another_process_has_ended(monkeypatch, capsys):
+    """XLA raises the same error as for a bug."""
 
     def start(_):
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo: timed out\nmore")
@@ -298,12 +304,12 @@ def test_process_whose_others_have_ended_says_how_to_go_on(monkeypatch, capsys):
     assert error.value.code == 1
     assert capsys.readouterr().err == (
         "error: UNKNOWN: Gloo: timed out\nAnother process may have ended first: see its output. "
-        f"{cli.TRACEBACK}\nStep 3 is kept. To go on, run: python -m a 'b c'\n"
+        f"{cli.TRACEBACK_HINT}\nStep 3 is kept. To go on, run: python -m a 'b c'\n"
     )
 
 
 @pytest.mark.slow
-def test_environment_does_not_change_what_a_seed_draws(workdir, tmp_path, run_command):
+def test_environment_does_not_change_the_samples_of_a_seed(workdir, tmp_path, run_command):
     flags = ["--workdir", workdir, "--num", 2, "--steps", 2, "--out"]
     run_command("sample", *flags, tmp_path / "a.npz", as_users=True)
     variables = dict(JAX_DEFAULT_PRNG_IMPL="rbg", JAX_ENABLE_X64="1", JAX_RANDOM_SEED_OFFSET="3")
@@ -329,8 +335,8 @@ def test_full_disk_says_what_is_kept_and_how_to_go_on(workdir, tmp_path):
     assert not list(tmp_path.glob("a.npz*"))
 
 
-def _stopped(command, *words, ready, number=signal.SIGINT, **options):
-    """(status, standard error) of a command that gets a signal when `ready()` is true."""
+def _stop(command, *words, ready, number=signal.SIGINT, **options):
+    """Stops a command by a signal when `ready()` is true; returns (status, standard error)."""
     process = conftest.start(command, *words, **options)
     deadline = time.monotonic() + 240
     try:
@@ -341,7 +347,7 @@ def _stopped(command, *words, ready, number=signal.SIGINT, **options):
         process.send_signal(number)
         _, error = process.communicate(timeout=240)
     finally:
-        process.kill()  # nothing, where it has ended
+        process.kill()  # does nothing if the process has ended
     assert "Traceback" not in error
     return process.returncode, error
 
@@ -353,16 +359,16 @@ def test_ctrl_c_in_training_saves_and_says_how_to_go_on(tmp_path, digits_dir):
     words += ["--config.eval_every_steps=0", "--config.sample_every_steps=0"]
     words += ["--config.log_every_steps=1", "--config.checkpoint_every_steps=100000"]
     log = run / "metrics.jsonl"
-    status, error = _stopped(
+    status, error = _stop(
         "train", *words, ready=lambda: log.exists() and log.read_text(), XLA_FLAGS=ONE_DEVICE
     )
     assert status == 130
     assert "Ctrl-C: ending this step, then saving. Ctrl-C again ends at once." in error
     (step,) = [int(path.name) for path in (run / "checkpoints").iterdir()]
     assert step < 100_000
-    *_, saved, on = error.splitlines()
+    *_, saved, hint = error.splitlines()
     assert saved == f"Ctrl-C: step {step} is saved in {run}."
-    assert shlex.split(on.removeprefix("To go on, run: ")) == [
+    assert shlex.split(hint.removeprefix("To go on, run: ")) == [
         *(sys.executable, "-m", "dit_jax.train"),
         *map(str, words),
     ]
@@ -383,14 +389,14 @@ cli.run(main)
 """
 
 
-def test_signal_that_a_library_makes_an_error_of_ends_the_command_as_such():
+def test_signal_that_a_library_turns_into_another_error_ends_the_command():
     result = subprocess.run([sys.executable, "-c", WRAPPED], cwd=ROOT, capture_output=True)
     assert result.returncode == 143
     assert result.stderr.decode().splitlines()[0] == "SIGTERM: nothing is kept."
 
 
 @pytest.mark.parametrize("module", ["dit_jax.sample", "experiments.scaling.fit"])
-def test_ctrl_c_while_a_command_imports_ends_it_without_a_word(module):
+def test_ctrl_c_during_imports_ends_a_command_without_output(module):
     command = [sys.executable, "-m", module]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     maps = pathlib.Path(f"/proc/{process.pid}/maps")
@@ -411,7 +417,7 @@ def test_other_commands_say_what_is_kept(workdir, tmp_path, digits_dir, vae_dir)
         "evaluate": (["--workdir", workdir, "--num", 5000, "--batch_size", 8], "batches that are"),
         "sample": (["--workdir", workdir, "--num", 50_000, "--steps", 4], "nothing is kept"),
     }
-    begun = {
+    is_ready = {
         "encode": lambda: len(list(out.glob("moments-train*"))) > 2,
         "evaluate": lambda: len(list(workdir.glob("evaluations/*/*.npz"))) > 2,
         "sample": lambda: time.monotonic() > start + 15,
@@ -420,7 +426,7 @@ def test_other_commands_say_what_is_kept(workdir, tmp_path, digits_dir, vae_dir)
     name = stopping.NAMES[number]
     for command, (words, saved) in cases.items():
         start = time.monotonic()
-        status, error = _stopped(command, *words, ready=begun[command], number=number)
+        status, error = _stop(command, *words, ready=is_ready[command], number=number)
         assert status == 128 + number
         assert re.search(rf"^{name}: .*{re.escape(saved)}", error, re.MULTILINE)
         assert f"To go on, run: {sys.executable} -m dit_jax.{command} " in error
@@ -428,7 +434,7 @@ def test_other_commands_say_what_is_kept(workdir, tmp_path, digits_dir, vae_dir)
 
 
 def test_configs_and_experiments_are_installed():
-    """So that commands run in any directory, where config files import each other."""
+    """So commands run in any directory, where config files import each other."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = setuptools.find_namespace_packages(str(ROOT), **settings["packages"]["find"])
     assert {"dit_jax.convert", "configs", "experiments.scaling.configs"} <= set(packages)

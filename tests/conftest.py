@@ -1,4 +1,4 @@
-"""Eight CPU devices, strict ranks, full f32 products: set before JAX starts."""
+"""Settings of all tests (eight CPU devices, strict ranks, f32 products), and shared fixtures."""
 
 import fcntl
 import functools
@@ -18,10 +18,12 @@ import tempfile
 from helpers.xla_flags import FLAGS, ONE_DEVICE, USER_FLAGS
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads of two workers wait for each other
-os.environ["XLA_FLAGS"] = f"{FLAGS} {USER_FLAGS}"  # the last of a flag counts
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more threads of two workers wait for each other
+os.environ["XLA_FLAGS"] = (
+    f"{FLAGS} {USER_FLAGS}"  # of a flag that is given twice, the last value counts
+)
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    _CACHE = tempfile.TemporaryDirectory()  # many tests, workers and commands compile the same
+    _CACHE = tempfile.TemporaryDirectory()  # tests and commands share compiled programs
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for configs/ of this checkout
@@ -29,23 +31,22 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for configs/ of th
 import jax
 import numpy as np
 import pytest
-from helpers import bpe
+from helpers import bpe, tiny_sweep
 from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import default, smoke
-from dit_jax import convert, diffusion, models, sharding, train
+from dit_jax import diffusion, models, sharding, train
 from dit_jax.data import text
 from dit_jax.datasets import digits
 from dit_jax.evaluation import extractors
 from dit_jax.latents import store
 from dit_jax.workdirs import checkpoint
-from experiments.scaling.cells import cell, grid
-from experiments.scaling.configs import smoke as smoke_sweep
+from experiments.scaling.cells import cell_run, grid
 
-# A shell's background jobs ignore it, and so would all processes that tests start and interrupt.
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Tracing makes many objects and little garbage, for which Python looks at all of them.
+# Tracing makes many objects and little garbage, so frequent garbage collection wastes time.
 gc.set_threshold(50_000, 20, 20)
 gc.freeze()
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -55,14 +56,14 @@ make_mesh_of_all = sharding.make_mesh
 
 
 def _make_mesh(config, devices=None):
-    """Two devices for a config that takes all that there are: eight cost twice the time.
+    """Makes a mesh of two devices if the config takes all devices: eight take twice the time.
 
-    Tests of eight ask for them by the sizes of their mesh.
+    Tests of more devices set the sizes of the mesh.
     """
     sizes = [config[axis] for axis in sharding.AXES]
     if devices is None and -1 in sizes:
-        known = math.prod(size for size in sizes if size > 0)
-        devices = jax.devices()[: max(2, known)]
+        min_devices = math.prod(size for size in sizes if size > 0)
+        devices = jax.devices()[: max(2, min_devices)]
     return make_mesh_of_all(config, devices)
 
 
@@ -70,79 +71,21 @@ sharding.make_mesh = _make_mesh
 sharding.local_mesh = lambda: _make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
 
 ROOT = pathlib.Path(__file__).parents[1]
-# `make test-parity` installs what these need; there a missing library must not pass silently.
+pytest_plugins = ["helpers.published_dit", "helpers.hostile"]
+# Only `make test-parity` installs the libraries that these tests need.
 collect_ignore = [] if importlib.util.find_spec("diffusers") else ["parity"]
 GOLDENS = ROOT / "tests" / "goldens"
 
 
 @pytest.fixture(scope="session")
-def golden():
-    """The published PyTorch DiT's arrays, images as NHWC."""
-    with np.load(GOLDENS / "dit_tiny_reference.npz") as file:
-        arrays = {name: file[name] for name in file.files}
-    return {
-        name: np.moveaxis(a, -3, -1) if a.ndim >= 4 and not name.startswith("w/") else a
-        for name, a in arrays.items()
-    }
-
-
-@pytest.fixture(scope="session")
-def golden_model_config():
-    return ConfigDict(
-        dict(
-            name="dit",
-            input_size=8,
-            patch_size=2,
-            in_channels=4,
-            hidden_size=48,
-            depth=3,
-            num_heads=4,
-            mlp_ratio=4.0,
-            block="adaLN-Zero",
-            condition="label",
-            num_classes=7,
-            null_condition=True,
-            context_size=0,
-            text_vocab_size=4096,
-            text_length=32,
-            text_depth=2,
-            text_num_heads=4,
-            learn_sigma=True,
-            dtype="float32",
-            attention="auto",
-            remat="none",
-            scan_unroll=False,
-        )
-    )
-
-
-@pytest.fixture(scope="session")
-def golden_params(golden_model_config):
-    return convert.load("dit", GOLDENS / "dit_tiny_reference.npz", golden_model_config)
-
-
-@pytest.fixture
-def published(golden):
-    """The published model's parameters by their names."""
-    return {name.removeprefix("w/"): a for name, a in golden.items() if name.startswith("w/")}
-
-
-@pytest.fixture(scope="session")
-def golden_predict(golden_model_config, golden_params):
-    """predict(x_t, network_time, y) of the published model."""
-    model = models.build(golden_model_config)
-    return jax.jit(lambda x_t, t, y: model.apply({"params": golden_params}, x_t, t, y))
-
-
-@pytest.fixture(scope="session")
 def process():
-    """The paper's: 1000 linear steps."""
+    """Returns the paper's process: DDPM with 1000 linear steps."""
     return diffusion.build(default.get_config().diffusion)
 
 
 @pytest.fixture(scope="session")
 def build_process():
-    """build_process("flow", sigma_max=40.0): a process with changed keys of config.diffusion."""
+    """build_process("flow", sigma_max=40.0) returns a process with changed keys."""
 
     def build(process, **changes):
         config = default.get_config().diffusion
@@ -154,7 +97,7 @@ def build_process():
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory):
-    """make_once(name, make): the directory that make(directory) fills, once for all workers."""
+    """make_once(name, make) fills a directory by make(directory), once for all workers."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -173,7 +116,7 @@ def make_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def digits_dir(make_once):
-    """A TFDS data directory with the digits in it."""
+    """Returns a TFDS data directory that contains the digits."""
     return make_once("tfds", digits.prepare)
 
 
@@ -193,13 +136,13 @@ VAE = dict(
 
 @pytest.fixture(scope="session")
 def vae_dir(make_once):
-    """A workdir of a tiny VAE for the digits, with random parameters. Do not change."""
+    """Returns a workdir of a tiny VAE for the digits with random parameters. Do not change."""
     return make_once("vae", lambda out: save_random(out, ConfigDict({"model": VAE}), spread=0.1))
 
 
 @pytest.fixture(scope="session")
 def moments_dir(digits_dir, vae_dir, make_once):
-    """The moments of 160 digits, 20 held-out ones, and of their mirrors. Do not change."""
+    """Returns moments of 160 digits, 20 held-out digits, and their mirrors. Do not change."""
     config = smoke.get_config()
     config.data.update(data_dir=str(digits_dir), flip=True)
     config.data.update(train_split="train[:160]", eval_split="test[:20]")
@@ -212,13 +155,13 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def captions_of(i):
-    """Of image i of `captioned_dir`: one of each even image, two of each odd one."""
+    """Returns the captions of image i of `captioned_dir`: one if i is even, two if i is odd."""
     return [f"a {WORDS[i % 10]}", f"the digit {WORDS[i % 10]}"][: 1 + i % 2]
 
 
 @pytest.fixture(scope="session")
 def captioned_dir(tmp_path_factory):
-    """An image folder of 20 grey images, each its number, with metadata.jsonl."""
+    """Returns an image folder: in each split, 20 images of different grey, and metadata.jsonl."""
     root = tmp_path_factory.mktemp("captioned")
     for split in ("train", "test"):
         (root / split).mkdir()
@@ -231,7 +174,7 @@ def captioned_dir(tmp_path_factory):
 
 
 def captioned(root):
-    """The smoke run, told of the folder's images by their captions."""
+    """Returns the smoke config, conditioned on the captions of an image folder."""
     config = smoke.get_config()
     config.data.update(source="folder", name=str(root), train_split="train")
     config.data.update(caption_feature="text", captions_per_image=2, cache=True)
@@ -242,23 +185,23 @@ def captioned(root):
 
 @pytest.fixture
 def captioned_config(captioned_dir):
-    """Of `captioned_dir`, free to change."""
+    """Returns a config for `captioned_dir`, free to change."""
     return captioned(captioned_dir)
 
 
 @pytest.fixture(scope="session")
 def captioned_workdir(captioned_dir, tmp_path_factory):
-    """Of that config, with random parameters. Do not change."""
+    """Returns a workdir for `captioned_dir` with random parameters. Do not change."""
     return save_random(tmp_path_factory.mktemp("runs") / "captioned", captioned(captioned_dir))
 
 
 def initial_params(model, seed=0):
-    """As training begins, compiled as one program: an operation at a time takes far longer."""
+    """Returns a model's initial parameters, computed by one compiled program to save time."""
     return jax.jit(functools.partial(models.init_params, model))(jax.random.key(seed))
 
 
 def random_like(shapes, seed=0, spread=0.2):
-    """Parameters of which none is 0 or 1: scales lie around 1, others around 0."""
+    """Returns random parameters: scales around 1, all others around 0."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -269,20 +212,20 @@ def random_like(shapes, seed=0, spread=0.2):
 
 
 def random_params(model, seed=0, spread=0.2):
-    """`random_like` of the model's parameters; nothing is compiled."""
+    """Returns `random_like` parameters of a model, without compiling it."""
     shapes = models.param_shapes(model)
     return random_like(shapes, seed, spread)
 
 
 def save_random(workdir, config, seed=0, spread=0.2):
-    """A workdir of `random_params` of the config's model."""
+    """Writes `random_params` of the config's model to a workdir."""
     params = random_params(models.build(config.model), seed, spread)
     checkpoint.save_params(workdir, config, params)
     return workdir
 
 
 def save_clip(workdir, seed=0):
-    """A workdir of a tiny CLIP with random parameters, of 16 numbers and 12 tokens."""
+    """Writes a tiny CLIP with random parameters to a workdir: 12 tokens of width 16."""
     sizes = dict(hidden_size=16, depth=1, num_heads=2, mlp_size=32, activation="gelu")
     model = dict(name="clip", vocab_size=len(bpe.VOCAB), length=12, dtype="float32", **sizes)
     save_random(workdir, ConfigDict({"model": model}), seed)
@@ -297,7 +240,7 @@ def clip_dir(tmp_path_factory):
 
 @pytest.fixture
 def smoke_config(digits_dir):
-    """configs/smoke.py on the fixture's digits, free to change."""
+    """Returns configs/smoke.py with the data of `digits_dir`, free to change."""
     config = smoke.get_config()
     config.data.data_dir = str(digits_dir)
     return config
@@ -305,7 +248,7 @@ def smoke_config(digits_dir):
 
 @pytest.fixture(scope="session")
 def trained_workdir(digits_dir, make_once):
-    """A finished run of configs/smoke.py: 40 steps, checkpoints at 20, 30 and 40. Do not change."""
+    """Returns a finished run of configs/smoke.py, with checkpoints 20, 30, 40. Do not change."""
     config = smoke.get_config()
     config.data.data_dir = str(digits_dir)
     return make_once("smoke", functools.partial(train.train_and_evaluate, config))
@@ -314,33 +257,30 @@ def trained_workdir(digits_dir, make_once):
 @pytest.fixture(scope="session")
 def swept(digits_dir, make_once):
     """A finished sweep of two cells, evaluated at steps 10 and 20. Do not change."""
-    config = smoke_sweep.get_config().unlock()
-    config.base.data.data_dir = str(digits_dir)
-    config.grids = dict(main=dict(size=("XS",), model=dict(patch_size=(2, 4))))
-    config.steps = (10, 20)
+    config = tiny_sweep.make_sweep(digits_dir)
 
     def run(workdir):
-        for one in grid.make_cells(config):
-            cell.run(one, config.evaluate, workdir / one.name)
+        for cell in grid.make_cells(config):
+            cell_run.run(cell, config.evaluate, workdir / cell.name)
 
     return make_once("sweep", run)
 
 
 @pytest.fixture
 def workdir(trained_workdir, tmp_path):
-    """A copy of the finished run, to change."""
+    """Returns a copy of the finished run, free to change."""
     return pathlib.Path(shutil.copytree(trained_workdir, tmp_path / "run"))
 
 
-def _module(command):
+def _get_module(command):
     return command if command.startswith("experiments.") else f"dit_jax.{command}"
 
 
 def start_pair(command, *arguments, devices=1):
-    """Two connected processes of `python -m dit_jax.<command>`, with so many devices each."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        address = f"localhost:{s.getsockname()[1]}"
+    """Starts two connected processes of `python -m dit_jax.<command>`, each with `devices`."""
+    with socket.socket() as free_port:
+        free_port.bind(("localhost", 0))
+        address = f"localhost:{free_port.getsockname()[1]}"
     flags = [f"--coordinator_address={address}", "--num_processes=2"]
     return [
         start(command, *arguments, *flags, f"--process_id={i}", devices=devices) for i in range(2)
@@ -348,12 +288,12 @@ def start_pair(command, *arguments, devices=1):
 
 
 def start(command, *arguments, devices=1, **variables):
-    """A process of `python -m dit_jax.<command>`, or of experiments.*, with so many CPU devices."""
-    # Compiled as users' are: these runs are compared bit for bit.
+    """Starts `python -m dit_jax.<command>`, or of experiments.*, with `devices` CPU devices."""
+    # Compiled with the flags of users, because these runs are compared bit for bit.
     flags = f"--xla_force_host_platform_device_count={devices} {USER_FLAGS}"
     variables = {"XLA_FLAGS": flags} | variables
     return subprocess.Popen(
-        [sys.executable, "-m", _module(command), *map(str, arguments)],
+        [sys.executable, "-m", _get_module(command), *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | variables,
         stdout=subprocess.PIPE,
@@ -364,7 +304,7 @@ def start(command, *arguments, devices=1, **variables):
 
 @pytest.fixture(scope="session")
 def toy_extractor():
-    """Under the name of Inception: few features, linear in the pixels of 8x8 images."""
+    """Returns a fast substitute for Inception: features linear in the pixels of 8x8 images."""
     keys = jax.random.split(jax.random.key(0), 3)
     sizes = {"features": 5, "spatial": 3, "probabilities": 4}
     params = {
@@ -382,7 +322,7 @@ def toy_extractor():
 
 @pytest.fixture
 def run_pair():
-    """run_pair("sample", *flags): the outputs of two connected processes."""
+    """run_pair("sample", *flags) returns the outputs of two connected processes."""
 
     def run(command, *arguments):
         outputs = [(p, *p.communicate(timeout=300)) for p in start_pair(command, *arguments)]
@@ -395,9 +335,9 @@ def run_pair():
 
 @pytest.fixture(scope="session")
 def zygote(tmp_path_factory):
-    """zygote("sample", *flags): (answer, output, error) of a command in a fork; see zygote.py.
+    """zygote("sample", *flags) returns (answer, output, error) of a forked command; see zygote.py.
 
-    It has one device and is compiled as the tests are. Keywords are environment variables.
+    The command has one device and the compiler flags of tests. Keywords are environment variables.
     """
     script, out = ROOT / "tests" / "helpers" / "zygote.py", tmp_path_factory.mktemp("streams")
     process = subprocess.Popen(
@@ -406,7 +346,7 @@ def zygote(tmp_path_factory):
     assert json.loads(process.stdout.readline()) == {"ready": True}
 
     def run(command, *arguments, **variables):
-        argv = [_module(command), *map(str, arguments)]
+        argv = [_get_module(command), *map(str, arguments)]
         env = {"XLA_FLAGS": ONE_DEVICE} | variables
         request = {"argv": argv, "env": env, "out": str(out / "command")}
         process.stdin.write(json.dumps(request) + "\n")
@@ -421,10 +361,10 @@ def zygote(tmp_path_factory):
 
 @pytest.fixture
 def run_command(zygote):
-    """run_command("sample", *flags): the output of `python -m dit_jax.sample` on one device.
+    """run_command("sample", *flags) returns the output of `python -m dit_jax.sample` on one device.
 
-    With fails=True it must fail, and standard error is returned. With as_users=True it runs in a
-    process of its own, compiled as users' are. Other keywords are environment variables of one.
+    With fails=True the command must fail, and its standard error is returned. With as_users=True,
+    or with environment variables as keywords, it runs in its own process, compiled as for users.
     """
 
     def run(command, *arguments, fails=False, as_users=False, **variables):
@@ -443,7 +383,7 @@ def run_command(zygote):
 
 @pytest.fixture
 def train_as_users(run_command, tmp_path_factory):
-    """train_as_users(config, workdir): for hundreds of steps, which repay being compiled well."""
+    """train_as_users(config, workdir) trains with users' compiler flags: faster for many steps."""
 
     def train_as_users(config, workdir):
         path = tmp_path_factory.mktemp("configs") / "config.py"

@@ -32,7 +32,7 @@ from dit_jax.workdirs import checkpoint
 @pytest.fixture
 def clean(monkeypatch):
     """As if all of the code were committed."""
-    monkeypatch.setattr(rows, "git_revision", lambda: "abc")
+    monkeypatch.setattr(rows, "get_git_revision", lambda: "abc")
 
 
 def _evaluate(workdir, settings=None, loading=None, **options):
@@ -93,7 +93,7 @@ def test_row_is_measured_again_when_it_may_have_changed(workdir, monkeypatch):
     """Of other code, of code that is not committed, and when its picture is lost."""
     row = None
     for count, revision in enumerate(["abc", "def", "def-dirty", "def-dirty", "def"], 1):
-        monkeypatch.setattr(rows, "git_revision", lambda revision=revision: revision)
+        monkeypatch.setattr(rows, "get_git_revision", lambda revision=revision: revision)
         if count == 5:
             (workdir / row["picture"]).unlink()
         again = _evaluate(workdir, num=10)
@@ -323,7 +323,7 @@ def test_measures_that_cannot_be_are_not_written(tmp_path, toy_extractor, monkey
     actual = image_sets.open_npz(tmp_path / "samples.npz")
     reference = references.from_images(actual, toy_extractor)
     monkeypatch.setattr(measures, "measure_features", lambda *_: {"fid": -0.5, "precision": 1.0})
-    with pytest.raises(FloatingPointError, match=r"measured fid -0\.5, which cannot be, so no row"):
+    with pytest.raises(FloatingPointError, match=r"impossible values fid -0\.5, so no row"):
         samples.evaluate_images(actual, toy_extractor, reference)
     assert not (tmp_path / "samples.evaluations.jsonl").exists()
 

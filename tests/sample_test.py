@@ -42,7 +42,7 @@ def test_labels_are_guided_away_from_the_null_class():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0,10", "'10' is no class; the model's are 0 to 9. Give them with commas, or random"),
+        ("0,10", "'10' is no class; the model's are 0 to 9. Give classes with commas, or random"),
         ("-1", "'-1' is no class"),
         ("cat", "'cat' is no class"),
         ("1,", "'' is no class"),
@@ -58,17 +58,17 @@ def test_labels_that_are_no_class_are_refused(text, message):
 
 def test_names_stand_for_their_classes():
     names = ["ant", "bee", "2", "number:1", "ämeise"]
-    parsed = conditions.parse_labels("bee,0,ämeise,number:1,2", 5, 5, names=names)
+    parsed = conditions.parse_labels("bee,0,ämeise,number:1,2", 5, 5, class_names=names)
     assert parsed.tolist() == [1, 0, 4, 3, 2]  # class 2 is named "2"
     with pytest.raises(ValueError, match=r"'cat' is no class; .* 0 to 4, named ant, bee, 2, "):
-        conditions.parse_labels("cat", 1, 5, names=names)
+        conditions.parse_labels("cat", 1, 5, class_names=names)
 
 
 def test_a_name_that_is_another_class_s_number_must_say_which_it_is():
     """As folders named 0 to 10 are, in the order of their names."""
     names = sorted(map(str, range(11)))
     assert names[2] == "10"
-    with pytest.raises(ValueError, match=r"2 is the name of class 3, .*'10': write name:2 or numb"):
+    with pytest.raises(ValueError, match=r"2 is the name of class 3, .*'10'. Write name:2 or numb"):
         conditions.parse_label("2", 11, names)
     assert conditions.parse_label("name:2", 11, names) == 3
     assert conditions.parse_label("number:2", 11, names) == 2
@@ -77,16 +77,18 @@ def test_a_name_that_is_another_class_s_number_must_say_which_it_is():
 
 def test_names_with_commas_and_a_class_named_random():
     names = ["a,b", "random", "c"]
-    assert conditions.parse_labels("a,b", 2, 3, names=names).tolist() == [0, 0]
-    assert conditions.parse_labels("name:a,b", 1, 3, names=names).tolist() == [0]
-    assert conditions.parse_labels("name:random,c", 2, 3, names=names).tolist() == [1, 2]
-    with pytest.raises(ValueError, match="random is the name of class 1: write name:random"):
-        conditions.parse_labels("random", 2, 3, names=names)
+    assert conditions.parse_labels("a,b", 2, 3, class_names=names).tolist() == [0, 0]
+    assert conditions.parse_labels("name:a,b", 1, 3, class_names=names).tolist() == [0]
+    assert conditions.parse_labels("name:random,c", 2, 3, class_names=names).tolist() == [1, 2]
+    with pytest.raises(
+        ValueError, match=r"random is the name of class 1\. For .* write name:random"
+    ):
+        conditions.parse_labels("random", 2, 3, class_names=names)
 
 
 def test_columns_of_an_npz_are_refused(run_command, workdir, tmp_path):
     flags = ["--workdir", workdir, "--columns", 3, "--out", tmp_path / "x.npz"]
-    assert "--columns is of a .png" in run_command("sample", *flags, fails=True)
+    assert "needs --out to be a .png" in run_command("sample", *flags, fails=True)
 
 
 def test_pictures_that_cannot_be_are_refused_before_anything_is_drawn(
@@ -94,7 +96,7 @@ def test_pictures_that_cannot_be_are_refused_before_anything_is_drawn(
 ):
     flags = ["--workdir", workdir, "--out", tmp_path / "x.png"]
     error = run_command("sample", *flags, "--columns=1000000000", fails=True)
-    assert error == "error: --columns=1000000000 must be at most 16, the images of --num.\n"
+    assert error == "error: --columns=1000000000 must be at most 16, the number of images.\n"
     error = run_command("sample", *flags, "--num=1000000", fails=True)
     assert error.startswith(
         "error: a picture of 1,000,000 images of 8 x 8 pixels would have 50,000 x "
@@ -105,7 +107,7 @@ def test_pictures_that_cannot_be_are_refused_before_anything_is_drawn(
 
 
 def test_fewer_images_than_labels_are_refused():
-    with pytest.raises(ValueError, match=r"--num=2 must be at least 3: 0,3,9"):
+    with pytest.raises(ValueError, match=r"--num=2 must be at least 3 with --labels='0,3,9'"):
         conditions.parse_labels("0,3,9", 2, 10)
 
 

@@ -19,7 +19,7 @@ from configs import default, imagenet256, smoke
 from dit_jax import conditions, models, sharding, train
 from dit_jax.models import dit
 from dit_jax.system import files
-from dit_jax.training import frozen_networks, initial_state, optimizer, programs
+from dit_jax.training import initial_state, optimizer, programs, tasks
 from dit_jax.workdirs import checkpoint
 
 
@@ -56,7 +56,7 @@ def test_evaluation_repeats_itself(trained_workdir, smoke_config):
     program = programs.make_program(smoke_config, jax.devices()[:4])
     source = conditions.open_images(smoke_config, "test")
     params, _ = checkpoint.restore_params(trained_workdir, program.state.params)
-    first = programs.compile_evaluate(program, source, frozen_networks.Frozen())(params)
+    first = programs.compile_evaluate(program, source, tasks.Frozen())(params)
     recorded = [line for line in _metrics(trained_workdir) if "eval_loss" in line][-1]
     assert_trees_close(first, {name: recorded[name] for name in first}, 1e-5)
 
@@ -82,9 +82,9 @@ def test_every_batch_and_draw_of_an_evaluation_has_noise_of_its_own(smoke_config
     def evaluate(times, draws):
         smoke_config.eval_draws = draws
         program = programs.make_program(smoke_config, jax.devices()[:1])
-        return programs.compile_evaluate(
-            program, _Repeated(examples, times), frozen_networks.Frozen()
-        )(params)
+        return programs.compile_evaluate(program, _Repeated(examples, times), tasks.Frozen())(
+            params
+        )
 
     source = conditions.open_images(smoke_config, "test")
     examples = [source[i] for i in range(16)]
@@ -117,7 +117,7 @@ def stepper(digits_dir):
     key = jax.random.key(0)
     step_fn = programs.compile_train_step(program)
     return lambda: initial_state.new_state(program, key), lambda state: step_fn(
-        state, batch, key, frozen_networks.Frozen()
+        state, batch, key, tasks.Frozen()
     )
 
 
@@ -177,7 +177,7 @@ def test_imagenet_configs_build_without_allocating(size, patch):
         program.state,
         batch,
         key,
-        frozen_networks.Frozen(),
+        tasks.Frozen(),
     )
     assert scalars["loss"].shape == ()
 
@@ -232,7 +232,7 @@ def test_every_config_builds_without_allocating(name):
         program.state,
         batch,
         key,
-        frozen_networks.Frozen(null=null),
+        tasks.Frozen(null=null),
     )
     assert scalars["loss"].shape == ()
 

@@ -26,7 +26,7 @@ class Captions(Condition):
         "negative_prompt": Flag("Caption that guidance leads away from."),
     }
     feature = "tokens"
-    # Captions need no class embedding, and the empty caption is their null condition.
+    # There is no class embedding, and the empty caption is the null condition.
     unused_keys = ("num_classes", "null_condition")
 
     def make_tokenizer(self) -> Callable[[Sequence[str]], np.ndarray]:
@@ -43,18 +43,18 @@ class Captions(Condition):
             )
         return Annotations(None, feature, count_captions(self.config), tokenize)
 
-    def stored_annotations(self, features, metadata, place):
-        count = self._count_stored(features, place)
+    def stored_annotations(self, features, metadata, directory):
+        count = self._count_stored(features, directory)
         return Annotations(None, "captions", count, self.make_tokenizer())
 
-    def _count_stored(self, features, place):
+    def _count_stored(self, features, directory):
         """Returns how many captions each record of moments holds.
 
         Raises: ValueError if the records hold none.
         """
         if "captions" not in features:
             raise UserError(
-                f"{place} holds no captions, which model.condition="
+                f"{directory} holds no captions, which model.condition="
                 f"{self.config.model.condition!r} needs: encode the images with "
                 "data.caption_feature set."
             )
@@ -71,35 +71,24 @@ class Captions(Condition):
         cond = tokenize(captions)
         return Request(cond, np.broadcast_to(tokenize([negative]), cond.shape))
 
-    def _from_flags(self, num, seed, names, prompt=(), negative_prompt=""):
+    @classmethod
+    def count_requested(cls, flags):
+        return len(flags["prompt"])
+
+    def _from_own_flags(self, num, seed, class_names, prompt=(), negative_prompt=""):
         # Without a prompt the images are drawn for the empty caption.
         prompts = list(prompt) or [""]
         if num < len(prompts):
             raise UserError(f"--num={num} must be at least {len(prompts)}, one of each --prompt.")
-        # The prompts get equal blocks of the images, in their order.
+        # Each prompt gets an equal block of the images.
         captions = [prompts[i * len(prompts) // num] for i in range(num)]
         return self.request(captions, negative_prompt)
 
     def split_flags(self, flags):
         return [{**flags, "prompt": [prompt]} for prompt in flags.get("prompt", ())]
 
-    def draw(self, kind, num, seed, open_source):
-        """Returns the captions of `num` images, drawn by the seed, or with 'balanced' the first.
-
-        An image repeats only after all the others were used.
-        """
-        source = open_source()
-        # An image has `views` records in a row: itself first, then perhaps its mirror.
-        count = len(source) // source.views
-        index = np.arange(num) % count
-        if kind == "random":
-            rng = np.random.default_rng(seed)
-            # Whole permutations: every image is used once before any is used again.
-            index = np.concatenate([rng.permutation(count) for _ in range(-(-num // count))])[:num]
-        return self.request([source.captions(source.views * i)[0] for i in index])
-
-    def draw_for_picture(self, num, open_source):
-        return self.draw("balanced", num, 0, open_source)
+    def _from_records(self, source, indices):
+        return self.request([source.captions(i)[0] for i in indices])
 
     def describe(self, request):
         return {"captions": request.digest()}
@@ -126,13 +115,15 @@ class Tokens(Captions):
     def encode(model, params, encoder, cond, mesh):
         if cond.ndim == 3:  # [B, M, D]: encoded already
             return cond
-        return models.bind(conditioning.encoder(model), params["text_encoder"], mesh)(cond)
+        return models.bind(conditioning.make_text_encoder(model), params["text_encoder"], mesh)(
+            cond
+        )
 
 
 class Context(Captions):
     """The outputs [M, D] of the frozen text encoder of `config.text` for a caption.
 
-    With `config.text.stored` they are read in f16 from the records of moments. Otherwise each step
+    With `config.text.stored` the records of moments hold the outputs, in f16. Otherwise each step
     computes them from token ids.
     """
 
@@ -150,39 +141,39 @@ class Context(Captions):
     def make_tokenizer(self):
         return text.load_tokenizer(text_encoder.get_workdir(self.config))
 
-    def stored_annotations(self, features, metadata, place):
+    def stored_annotations(self, features, metadata, directory):
         if not self.stored:
-            return super().stored_annotations(features, metadata, place)
-        count = self._count_stored(features, place)
+            return super().stored_annotations(features, metadata, directory)
+        count = self._count_stored(features, directory)
         if "context" not in features:
             raise UserError(
-                f"{place} holds no text encoder's outputs: encode with text.stored, or set "
-                "it to False."
+                f"{directory} holds no outputs of a text encoder. Encode the images with "
+                "text.stored, or set text.stored=False."
             )
-        # Another encoder's outputs may have the same shape, so digests are compared. An empty one
-        # is not known yet: `resolve` fills it in.
+        # Another encoder's outputs may have the same shape, so digests are compared. An empty
+        # digest is not known yet: `resolve` fills it in.
         recorded = metadata.get("text_encoder_digest", "")
         digest, size = self.config.text.encoder_digest, self.config.model.context_size
         if recorded and digest not in ("", recorded):
             raise UserError(
-                f"{place} holds outputs of a text encoder with digest {recorded}, but text."
-                f"encoder_digest={digest} is of another: encode the images again."
+                f"{directory} holds outputs of a text encoder with digest {recorded}, but "
+                f"text.encoder_digest={digest} is of another encoder. Encode the images again."
             )
         shape = tuple(features["context"].shape)
         if shape[-1] != size:
             raise UserError(
-                f"{place} holds context {shape} of each image, but the model was built for "
+                f"{directory} holds context {shape} of each image, but the model was built for "
                 f"model.context_size={size}."
             )
         # No tokenizer: the stored outputs are read instead of the captions.
-        return Annotations(None, "captions", count, context=True)
+        return Annotations(None, "captions", count, reads_context=True)
 
     def load_encoder(self, mesh, dtype=None):
         return text_encoder.load(self.config, mesh, dtype)
 
     def resolve(self, recorded, mesh):
         config = self.config.copy_and_resolve_references()
-        # `load` then refuses any encoder but the one whose outputs are stored.
+        # With this digest, `load` refuses an encoder whose outputs are not the stored ones.
         if self.stored and "text_encoder_digest" in recorded:
             config.text.encoder_digest = recorded["text_encoder_digest"]
         encoder = text_encoder.load(config, mesh)
@@ -191,7 +182,7 @@ class Context(Captions):
 
     def load_null(self, encoder):
         null = super().load_null(encoder)
-        # In f16, like the stored outputs that it replaces at random.
+        # The null condition replaces stored outputs at random, so it is in f16 too.
         return encoder(null[None]).astype(jnp.float16)[0] if self.stored else null
 
     def apply_frozen(self, encoder, cond):

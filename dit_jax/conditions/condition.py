@@ -20,7 +20,7 @@ from dit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag of the commands that sample; its value is a text, or a list if it is repeated."""
+    """A flag of the commands that sample. Its value is a string, or a list if it is repeated."""
 
     help: str
     repeated: bool = False
@@ -29,18 +29,17 @@ class Flag:
 class Condition(abc.ABC):
     """A kind of condition of a noise predictor, chosen by `config.model.condition`.
 
-    To add a kind, write a subclass, a row of `conditions.KINDS`, and the network's part in
+    To add a kind, write a subclass, a row of `conditions.KINDS`, and its `Kind` in
     `models.conditioning`.
     """
 
     flag: ClassVar[str]  # name of the commands' flag for the conditions, without the dashes
-    flags: ClassVar[Mapping[str, Flag]]  # all its flags by name
+    flags: ClassVar[Mapping[str, Flag]]  # all flags of this kind by name
     description: ClassVar[str]  # for the summary in a run's log
     needs_encoder: ClassVar[bool] = False  # whether it uses the frozen text encoder of config.text
     has_classes: bool = False  # whether images have class labels, which are saved with samples
     # Keys of config.model in which two models must agree to take the same arrays.
     shared_keys: ClassVar[tuple[str, ...]] = ("condition", "num_classes", "context_size")
-
     # Keys of config.model that do not change what the network computes.
     unused_keys: ClassVar[tuple[str, ...]] = ()
 
@@ -56,34 +55,48 @@ class Condition(abc.ABC):
     def annotations(self) -> Annotations:
         """Returns the annotations to read from the records of images.
 
-        Raises: ValueError if the config does not name the feature that holds them, or
+        Raises: ValueError if the config does not name the feature of the annotations, or if
           `data.captions_per_image` is below 1.
         """
 
     @abc.abstractmethod
-    def stored_annotations(self, features: Mapping, metadata: dict, place: object) -> Annotations:
+    def stored_annotations(
+        self, features: Mapping, metadata: dict, directory: object
+    ) -> Annotations:
         """Returns the annotations to read from the records of moments.
 
         Args:
           features: the features of the TFDS dataset.
-          metadata: what `dit_jax.encode` recorded.
-          place: the dataset's directory, for errors.
-        Raises: ValueError if the records lack the annotations, or hold ones that do not fit the
-          config.
+          metadata: the values that `dit_jax.encode` recorded.
+          directory: of the dataset, for errors.
+        Raises: ValueError if the records lack the annotations, if the annotations do not fit the
+          config, or as `check_storable`.
         """
+
+    def check_storable(self) -> None:
+        """Checks that `dit_jax.encode` can store the annotations with moments.
+
+        Raises: ValueError if they include further images, which records of moments lack.
+        """
+        if images := self.annotations().images:
+            raise UserError(
+                f"model.condition={self.config.model.condition!r} reads {', '.join(images)} beside "
+                "each image, but moments are stored without further images. Set latents.source to "
+                "'images' or 'pixels'."
+            )
 
     def from_batch(self, batch: dict, records: dict | None = None) -> jax.Array:
         """Returns the conditions [B, ...] of a batch.
 
-        Args: records, all arrays by name, for a batch that holds only numbers of records.
+        Args: records, all arrays by name, for a batch that holds only record indices.
         """
-        # With latents.source=device a batch holds numbers of records that are on the devices.
+        # With latents.source=device a batch holds indices of records that are on the devices.
         if "record" in batch:
             return records[self.feature][batch["record"]]
         return batch[self.feature]
 
     def load_null(self, encoder: TextEncoder | None) -> np.ndarray | jax.Array | None:
-        """Returns the null condition [...] if it is an array to keep on the devices, else None."""
+        """Returns the null condition [...] if the devices keep it as an array, else None."""
         return None
 
     def load_encoder(self, mesh: jax.sharding.Mesh, dtype: str | None = None) -> TextEncoder | None:
@@ -97,7 +110,7 @@ class Condition(abc.ABC):
     def resolve(
         self, recorded: dict, mesh: jax.sharding.Mesh
     ) -> tuple[ConfigDict, TextEncoder | None]:
-        """Returns the config completed by the frozen encoder's digest, and the encoder or None.
+        """Returns the config with the frozen encoder's digest, and the encoder or None.
 
         Args: recorded, the moments' metadata, with the digest of the encoder of stored captions.
         Raises: as `text_encoder.load`, also for an encoder with another digest.
@@ -106,13 +119,13 @@ class Condition(abc.ABC):
 
     @abc.abstractmethod
     def null(self, stored: jax.Array | None) -> jax.Array | int:
-        """Returns the null condition, a class or an array like one row of a batch.
+        """Returns the null condition: a class, or an array like one row of a batch.
 
         Args: stored, the result of `load_null`, on the devices.
         """
 
     def apply_frozen(self, encoder: TextEncoder | None, cond: jax.Array) -> jax.Array:
-        """Applies the frozen encoder to a batch's conditions; without one returns them as is."""
+        """Applies the frozen encoder to a batch's conditions, if the condition uses one."""
         return cond
 
     @staticmethod
@@ -129,52 +142,72 @@ class Condition(abc.ABC):
         A sampler encodes them once and uses the result in all its calls of the network.
         """
 
-    @abc.abstractmethod
     def request(self, captions: Sequence[str], negative: str = "") -> Request:
         """Returns the request for images of these captions; guidance leads away from `negative`.
 
         Raises: ValueError if the model takes no captions; FileNotFoundError if the tokenizer's
           file is missing.
         """
+        name = self.config.model.condition
+        raise UserError(f"model.condition={name!r}: this model takes {self.flag}, not captions.")
+
+    @classmethod
+    def count_requested(cls, flags: Mapping[str, str | list]) -> int:
+        """Returns how many images the flags list one by one; 0 if they list none."""
+        return 0
 
     def from_flags(
-        self, num: int, seed: int = 0, names: Sequence[str] | None = None, **flags: str | list
+        self, num: int, seed: int = 0, class_names: Sequence[str] | None = None, **flags: str | list
     ) -> Request:
         """Returns the request for `num` images that a command's flags describe.
 
         Args:
           seed: draws random labels.
-          names: of the classes, if they are known.
-          flags: by name; those of other kinds of conditions must be empty.
+          class_names: None if they are not known.
+          flags: by name; the flags of other kinds of conditions must be empty.
         Raises: ValueError for flags of another condition, or for unknown values.
         """
         for name, value in flags.items():
             if value and name not in self.flags:
                 shown = value if isinstance(value, str) else ", ".join(value)
                 raise UserError(f"--{name}={shown}: this model takes --{self.flag}.")
-        own = {name: value for name, value in flags.items() if name in self.flags}
-        return self._from_flags(num, seed, names, **own)
+        own_flags = {name: value for name, value in flags.items() if name in self.flags}
+        return self._from_own_flags(num, seed, class_names, **own_flags)
 
     @abc.abstractmethod
-    def _from_flags(self, num, seed, names, **flags) -> Request:
-        """Returns the request that this condition's own flags describe; as `from_flags`."""
+    def _from_own_flags(self, num, seed, class_names, **flags) -> Request:
+        """Returns the request that the flags in `flags` describe; as `from_flags`."""
 
     @abc.abstractmethod
     def split_flags(self, flags: Mapping[str, str | list]) -> list[dict[str, str | list]]:
-        """Returns the flags for each condition that `flag` names."""
+        """Splits the flags into one mapping for each condition that `flag` lists."""
 
-    @abc.abstractmethod
     def draw(
         self, kind: str, num: int, seed: int, open_source: Callable[[], sources.Source]
     ) -> Request:
-        """Returns a request with `num` drawn conditions, 'random' by the seed or 'balanced'.
+        """Returns a request for the conditions of `num` images, 'random' or 'balanced'.
 
-        Args: open_source, which opens the data whose captions are drawn.
+        'random' draws the images by the seed; 'balanced' takes the first ones. An image repeats
+        only after all the others were used.
+        Args: open_source, which opens the data whose conditions are drawn.
         """
+        source = open_source()
+        # An image has `views` records in a row: itself first, then perhaps its mirror.
+        count = len(source) // source.views
+        index = np.arange(num) % count
+        if kind == "random":
+            rng = np.random.default_rng(seed)
+            # Whole permutations: every image is used once before any is used again.
+            index = np.concatenate([rng.permutation(count) for _ in range(-(-num // count))])[:num]
+        return self._from_records(source, source.views * index)
 
-    @abc.abstractmethod
+    def _from_records(self, source, indices) -> Request:
+        """Returns the request for the conditions of these records, for `draw`."""
+        raise NotImplementedError
+
     def draw_for_picture(self, num: int, open_source: Callable[[], sources.Source]) -> Request:
         """Returns the request for the picture that is drawn while training."""
+        return self.draw("balanced", num, 0, open_source)
 
     def describe(self, request: Request) -> dict:
         """Returns the keys that describe the request in the row of an evaluation."""

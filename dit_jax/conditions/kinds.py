@@ -1,6 +1,7 @@
 """The kinds of conditions by name, and the condition of a config."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -14,10 +15,15 @@ from dit_jax.data import formats, sources
 from dit_jax.errors import check_choice
 
 KINDS: dict[str, type[Condition]] = {"label": Labels, "tokens": Tokens, "context": Context}
-# The flags of all kinds. A command has them all: only its workdir says which kind it takes.
+# The flags of all kinds. Each command defines all of them, because it loads the workdir later.
 FLAGS: dict[str, Flag] = {
     name: flag for kind in KINDS.values() for name, flag in kind.flags.items()
 }
+
+
+def count_requested(flags: Mapping[str, str | list]) -> int:
+    """Returns how many images the flags of all kinds list one by one; 0 if they list none."""
+    return max(kind.count_requested(flags) for kind in KINDS.values())
 
 
 def build(config: ConfigDict) -> Condition:
@@ -38,7 +44,7 @@ def encode(
     mesh: jax.sharding.Mesh,
 ) -> jax.Array:
     """Returns conditions [B, ...] encoded for the model, once for all its calls."""
-    # Callers have the model alone, such as a guide, so its own field decides.
+    # Callers may have a model without its config, so the model's field decides.
     return KINDS[model.condition].encode(model, params, encoder, cond, mesh)
 
 
@@ -50,5 +56,5 @@ def open_images(config: ConfigDict, split: str, labels: bool = True) -> sources.
     """
     annotations = build(config).annotations()
     if not labels:
-        annotations = dataclasses.replace(annotations, num_classes=None)  # any label is accepted
+        annotations = dataclasses.replace(annotations, num_classes=None)  # accepts any label
     return formats.open_images(config, split, annotations)

@@ -31,19 +31,19 @@ class Labels(Condition):
         return bool(self.num_classes)
 
     def annotations(self):
-        # A VAE's config has no num_classes. Captions are read for dit_jax.encode, which stores
-        # them for another model.
+        # A VAE's config has no num_classes. dit_jax.encode reads captions here too, and stores them
+        # for another model.
         num_classes = self.config.model.get("num_classes") or None
         feature = self.config.data.caption_feature
         if not feature:
             return Annotations(num_classes)
         return Annotations(num_classes, feature, count_captions(self.config))
 
-    def stored_annotations(self, features, metadata, place):
+    def stored_annotations(self, features, metadata, directory):
         if self.num_classes and "label" not in features:
             raise UserError(
-                f"{place} holds no labels, which model.num_classes={self.num_classes} "
-                "needs: encode the images of a config with as many classes."
+                f"{directory} holds no labels, which model.num_classes={self.num_classes} needs. "
+                "Encode the images with a config of as many classes."
             )
         return Annotations(self.num_classes or None)
 
@@ -54,11 +54,8 @@ class Labels(Condition):
     def encode(model, params, encoder, cond, mesh):
         return cond  # the network embeds labels itself
 
-    def request(self, captions, negative=""):
-        raise UserError("model.condition='label': this model takes labels, not captions.")
-
-    def _from_flags(self, num, seed, names, labels=""):
-        parsed = parse_labels(labels, num, self.num_classes, seed, names)
+    def _from_own_flags(self, num, seed, class_names, labels=""):
+        parsed = parse_labels(labels, num, self.num_classes, seed, class_names)
         return from_labels(parsed, self.num_classes)
 
     def split_flags(self, flags):
@@ -110,60 +107,66 @@ def draw_labels(kind: str, num: int, num_classes: int, seed: int = 0) -> np.ndar
 
 
 def parse_labels(
-    text: str, num: int, num_classes: int, seed: int = 0, names: Sequence[str] | None = None
+    text: str, num: int, num_classes: int, seed: int = 0, class_names: Sequence[str] | None = None
 ) -> np.ndarray:
     """Returns labels [num] int32 from comma-separated classes, each repeated in an equal block.
 
     An empty text means all classes. 'random' draws each label uniformly by the seed.
-    Args: names, of the classes; a name may stand for its number.
+    Args: class_names, which are accepted like numbers.
     Raises: ValueError for a label that is no class, or that could be two.
     """
-    names, count = list(names or ()), num_classes or 1
-    if text == "random" and text in names:
+    class_names, count = list(class_names or ()), num_classes or 1
+    if text == "random" and text in class_names:
         raise UserError(
-            f"--labels: random is the name of class {names.index(text)}: write name:random. Labels "
-            "drawn at random have no other name."
+            f"--labels: random is the name of class {class_names.index(text)}. For this class, "
+            "write name:random. Labels drawn at random have no other name."
         )
     if text == "random":
         return draw_labels("random", num, num_classes, seed)
-    # A name may have commas, so a text that is a name is not split.
-    parts = [text] if {text, text.removeprefix("name:")} & {*names} else text.split(",")
-    labels = [parse_label(part, count, names) for part in parts] if text else range(count)
-    # Classes that are named must all be drawn; of "all classes" some may be left out.
-    if num < 1 or (text and num < len(labels)):
-        shown = text or f"all {count}"
-        raise UserError(f"--num={num} must be at least {len(labels) if text else 1}: {shown}.")
+    # Of "all classes" some may be left out.
+    labels, fewest = range(count), 1
+    if text:
+        # A name may have commas, so a text that is a name is not split.
+        is_name = text in class_names or text.removeprefix("name:") in class_names
+        parts = [text] if is_name else text.split(",")
+        labels = [parse_label(part, count, class_names) for part in parts]
+        fewest = len(labels)
+    if num < fewest:
+        raise UserError(f"--num={num} must be at least {fewest} with --labels={text!r}.")
     return np.array(labels, np.int32)[np.arange(num) * len(labels) // num]
 
 
-def parse_label(text: str, num_classes: int, names: Sequence[str] | None = None) -> int:
-    """Returns the class that a number or, where classes have names, a name stands for.
+def parse_label(text: str, num_classes: int, class_names: Sequence[str] | None = None) -> int:
+    """Returns the class that has this number or, where classes have names, this name.
 
     A text may be the name of one class and the number of another. Then 'name:2' or 'number:2'
-    says which class is meant.
+    chooses the class.
     Raises: ValueError for a text that is no class, or that could be two.
     """
-    names, (kind, _, rest) = list(names or ()), text.partition(":")
+    class_names, kind = list(class_names or ()), ""
+    prefix, _, value = text.partition(":")
     # A class may be named 'name:x' itself; then the text is that name.
-    kind, text = (kind, rest) if kind in ("name", "number") and text not in names else ("", text)
-    # num_classes stands for "no number"; a number of ten digits or more is no class.
-    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else num_classes
-    match = {}
-    if kind != "number" and text in names:
-        match["name"] = names.index(text)
-    if kind != "name" and number < num_classes:
-        match["number"] = number
+    if prefix in ("name", "number") and text not in class_names:
+        kind, text = prefix, value
+    # A number of ten digits or more is no class.
+    is_number = text.isascii() and text.isdecimal() and len(text) < 10
+    matches = {}  # the class by name, and by number
+    if kind != "number" and text in class_names:
+        matches["name"] = class_names.index(text)
+    if kind != "name" and is_number and int(text) < num_classes:
+        matches["number"] = int(text)
     # Name and number may agree, where classes are named by their numbers.
-    if len({*match.values()}) == 1:
-        return next(iter(match.values()))
+    if len({*matches.values()}) == 1:
+        return next(iter(matches.values()))
     shown = files.printable(text)
-    if match:
+    if matches:
+        other = files.printable(class_names[matches["number"]])
         raise UserError(
-            f"--labels: {shown} is the name of class {match['name']}, and the number of the class "
-            f"'{files.printable(names[number])}': write name:{shown} or number:{shown}."
+            f"--labels: {shown} is the name of class {matches['name']}, and the number of the "
+            f"class '{other}'. Write name:{shown} or number:{shown}."
         )
-    known = f", named {files.list_some(names)}" if names else ""
+    known = f", named {files.list_some(class_names)}" if class_names else ""
     raise UserError(
         f"--labels: '{shown}' is no class; the model's are 0 to {num_classes - 1}{known}. Give "
-        "them with commas, or random."
+        "classes with commas, or random."
     )

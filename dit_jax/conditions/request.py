@@ -1,4 +1,4 @@
-"""A request for images: the condition of each, and what guidance leads away from."""
+"""A request for images: the condition and the null condition of each."""
 
 import dataclasses
 import hashlib
@@ -8,10 +8,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """The conditions of N images, labels [N] or token ids [N, M], and their null conditions."""
+    """The conditions of N images, such as labels [N], and the null conditions for guidance."""
 
-    cond: np.ndarray  # int32
-    null: np.ndarray  # like cond, to lead away from: the null class, '', or a negative prompt
+    cond: np.ndarray  # [N, ...], int32 for labels [N] and token ids [N, M]
+    null: np.ndarray  # like cond: the null class, the empty caption or a negative prompt
 
     def __len__(self) -> int:
         return len(self.cond)
@@ -21,5 +21,5 @@ class Request:
         return hashlib.sha256(self.cond.tobytes() + self.null.tobytes()).hexdigest()[:16]
 
     def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the arrays of the images with these numbers, by name."""
+        """Returns the arrays of the images at these indices, by name."""
         return {"cond": self.cond[index], "null": self.null[index]}

@@ -32,8 +32,8 @@ def get_workdir(config: ConfigDict) -> pathlib.Path:
     """
     if not config.text.encoder:
         raise UserError(
-            "text.encoder is empty: model.condition='context' needs the workdir of a text encoder, "
-            "which python -m dit_jax.convert clip writes."
+            "text.encoder is empty: model.condition='context' needs the workdir of a text encoder. "
+            "python -m dit_jax.convert clip writes one."
         )
     return files.to_path(config.text.encoder, "text.encoder")
 
@@ -57,7 +57,7 @@ def load(config: ConfigDict, mesh: jax.sharding.Mesh, dtype: str | None = None) 
     if config.text.encoder_digest not in ("", digest):
         raise UserError(
             f"text.encoder={workdir} has digest {digest}, but text.encoder_digest="
-            f"{config.text.encoder_digest} is of another text encoder, whose outputs the model is "
-            "trained on: give that one."
+            f"{config.text.encoder_digest} is of another text encoder, whose outputs "
+            "the model is trained on. Give the workdir of that encoder."
         )
     return TextEncoder(params, model, digest)

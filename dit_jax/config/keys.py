@@ -1,6 +1,6 @@
-"""The keys of a config: the range of each, and what a change of it means.
+"""Properties of config keys: ranges, values for older configs, and which keys may change.
 
-The default of a key, with its unit, is in configs/default.py. All else about a key is its row here.
+configs/default.py has the default and the unit of each key.
 """
 
 import dataclasses
@@ -16,16 +16,15 @@ NO_VALUE = object()
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What is known of a key. A key without a row is none of this, such as a free text."""
+    """Properties of a config key; a key that is not in KEYS has the defaults."""
 
-    range: ranges.Range | None = None  # of its number, or of each of its numbers
-    is_list: bool = False  # a tuple or list of numbers
-    optional: bool = False  # it may be None
-    old: object = NO_VALUE  # what versions without the key did; older configs get this value
-    may_change: bool = (
-        False  # when a run is resumed: up to rounding it does not change the training
-    )
-    is_path: bool = False  # it exists on one machine, so it is published empty
+    range: ranges.Range | None = None  # of the key's number, or of each number in its list
+    is_list: bool = False  # the value is a tuple or list of numbers
+    optional: bool = False  # the value may be None
+    old: object = NO_VALUE  # value for configs of versions that did not have the key
+    # Whether a resumed run may have another value: up to rounding, the training is the same.
+    may_change: bool = False
+    is_path: bool = False  # the path exists on one machine only, so it is published empty
 
 
 KEYS: dict[str, Key] = {
@@ -42,7 +41,7 @@ KEYS: dict[str, Key] = {
         ranges.Range(1, ranges.MAX_PICTURE_IMAGES, whole=True), old=16, may_change=True
     ),
     "checkpoint_every_steps": Key(ranges.COUNT, may_change=True),
-    # If the newest is damaged, the one before it is used
+    # At least two: if the newest checkpoint is damaged, the one before it is loaded.
     "checkpoint_keep": Key(ranges.FROM_2, may_change=True),
     "checkpoint_keep_every_steps": Key(ranges.FROM_0, may_change=True),
     "checkpoint_best_metric": Key(old="", may_change=True),
@@ -74,7 +73,7 @@ KEYS: dict[str, Key] = {
     "model.in_channels": Key(ranges.SIZE),
     "model.hidden_size": Key(ranges.SIZE),
     "model.depth": Key(ranges.Range(1, 1000, whole=True)),
-    # 0: a UNet computes them from head_dim
+    # 0: a UNet computes the number of heads from head_dim.
     "model.num_heads": Key(ranges.SIZE_OR_0),
     "model.mlp_ratio": Key(ranges.Range(0, 100, without_low=True)),
     "model.block": Key(old="adaLN-Zero"),
@@ -93,7 +92,7 @@ KEYS: dict[str, Key] = {
     "model.condition": Key(old="label"),
     "model.num_classes": Key(ranges.Range(0, 2**24, whole=True)),
     "model.context_size": Key(ranges.SIZE_OR_0, old=0),
-    # At least padding and one word
+    # At least two ids: padding and one word.
     "model.text_vocab_size": Key(ranges.Range(2, 2**24, whole=True), old=4096),
     "model.text_length": Key(ranges.SIZE, old=32),
     "model.text_depth": Key(ranges.Range(1, 1000, whole=True), old=2),
@@ -176,15 +175,14 @@ CHANGING_SECTIONS = ("mesh", "sample", "fid")
 
 def may_change(key: str) -> bool:
     """Returns whether a key, such as 'model.remat', may change when a run is resumed."""
-    row = KEYS.get(key, Key())
-    return row.may_change or key.partition(".")[0] in CHANGING_SECTIONS
+    return KEYS.get(key, Key()).may_change or key.partition(".")[0] in CHANGING_SECTIONS
 
 
 def check(config: ConfigDict | Mapping, prefix: str = "") -> None:
-    """Raises unless every number of a config is in the range of its key.
+    """Checks that every number in a config is in the range of its key.
 
     Args:
-      prefix: the key of the section that `config` is, such as 'model'; '' for a whole config.
+      prefix: '' for a whole config; the key of the section, such as 'model', for a section.
     Raises: ValueError with the key, the value and the range.
     """
     for name, value in config.items():
@@ -196,47 +194,49 @@ def check(config: ConfigDict | Mapping, prefix: str = "") -> None:
 
 
 def _check_value(key, value):
-    """Raises a ValueError unless the value of a key, or each of its values, is in the range."""
-    row, valid = KEYS[key], KEYS[key].range
-    if value is None and row.optional:
+    """Checks the value of a key with a range: each number must be in the range and in float32."""
+    valid = KEYS[key].range
+    if value is None and KEYS[key].optional:
         return
     shown = f"{key}={ranges.shorten(value)}"
     if key in sizes.KEYS:
         check_type(key, value, int)
-        value = sizes.sides(value)
-    numbers = value if row.is_list or key in sizes.KEYS else (value,)
+        numbers = sizes.sides(value)
+    else:
+        numbers = value if KEYS[key].is_list else (value,)
     if not isinstance(numbers, tuple | list):
-        raise UserError(f"{shown} must be a list, and each of its values {valid}.")
+        raise UserError(f"{shown} must be a list; each of its values must be {valid}.")
     if not all(map(valid.holds, numbers)):
         raise UserError(f"{shown} must be {valid}.")
     if any(map(valid.rounds_to_high, numbers)):
         raise UserError(f"{shown} is {valid.high:g} in float32, but must be {valid}.")
-    # Accelerators turn denormal numbers into 0; larger numbers become infinite.
+    # Accelerators turn denormal numbers into 0, and numbers above LARGEST into infinity.
     if any(number and not ranges.SMALLEST <= abs(number) <= ranges.LARGEST for number in numbers):
         raise UserError(f"{shown} is 0 or infinite in float32.")
 
 
-# The names of types in messages.
-TYPES = {str: "a str", bool: "a bool", int: "a whole number", float: "a number"}
+# {type: its name in messages}
+TYPE_NAMES = {str: "a str", bool: "a bool", int: "a whole number", float: "a number"}
 
 
 def check_type(key: str, value: object, kind: type, many: bool = False) -> None:
-    """Raises unless a value has the type `kind`, or is a size if the key is one of `sizes.KEYS`.
+    """Checks the type of a value, before `check` tests its range.
 
-    An int may be given for a float and a float for an int; `check` looks for whole numbers.
+    For the types int and float, the value may be an int or a float: `check` tests which are whole.
 
     Args:
-      kind: a key of TYPES.
-      many: whether the value must be a list or tuple of such values.
+      key: the key of the value; for the keys in `sizes.KEYS`, the value must be a size.
+      kind: a key of TYPE_NAMES.
+      many: whether the value must be a list or tuple of numbers.
     Raises: ValueError with the key, the value and the type.
     """
     types = (int, float) if kind in (int, float) else (kind,)
     if key in sizes.KEYS:
         fits, expected = sizes.is_size(value), "a whole number, or (height, width)"
     elif many:
-        fits = isinstance(value, list | tuple) and all(type(one) in types for one in value)
+        fits = isinstance(value, list | tuple) and all(type(item) in types for item in value)
         expected = "a list of numbers"
     else:
-        fits, expected = type(value) in types, TYPES.get(kind)
+        fits, expected = type(value) in types, TYPE_NAMES.get(kind)
     if not fits:
         raise UserError(f"{key}={ranges.shorten(value)} must be {expected}.")

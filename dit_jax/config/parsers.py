@@ -1,4 +1,4 @@
-"""Parsers of the texts of flags and config keys, beside absl's."""
+"""Parsers for the texts of flags and config keys, in addition to absl's."""
 
 import ast
 import math
@@ -12,8 +12,8 @@ from dit_jax.config import ranges, sizes
 from dit_jax.errors import UserError
 from dit_jax.system import files
 
-# What a list takes, by the type of its values; None is for ints and floats.
-LISTS = {
+# {type of a list's values: description of the list}; None stands for int or float.
+LIST_DESCRIPTIONS = {
     str: "texts with commas, such as a,b",
     bool: "values with commas, such as True,False",
     int: "whole numbers with commas, such as 1,2",
@@ -23,12 +23,12 @@ LISTS = {
 
 
 def parse(name: str, text: str, parser: flags.ArgumentParser) -> object:
-    """Returns the value of --NAME=TEXT.   Raises: ValueError that says what the flag takes."""
+    """Returns the value of --NAME=TEXT.   Raises: ValueError that describes valid values."""
     try:
         value = parser.parse(text)
-        numbers = value if isinstance(value, tuple) else (value,)
+        items = value if isinstance(value, tuple) else (value,)
         # absl accepts nan and inf.
-        if all(math.isfinite(one) for one in numbers if isinstance(one, float)):
+        if all(math.isfinite(item) for item in items if isinstance(item, float)):
             return value
     except (ValueError, TypeError, OverflowError):
         if isinstance(parser, PathParser):  # its error already names the flag
@@ -42,54 +42,55 @@ def parse(name: str, text: str, parser: flags.ArgumentParser) -> object:
 
 
 class PathParser(flags.ArgumentParser):
-    """Parser of a local path.
+    """Parser for a local path.
 
     Args:
       name: the name of the flag, for errors.
-      text: whether `parse` returns a string instead of a pathlib.Path.
+      as_string: whether `parse` returns a string instead of a pathlib.Path.
     """
 
-    def __init__(self, name: str, text: bool = False):
+    def __init__(self, name: str, as_string: bool = False):
         super().__init__()
-        self.name, self.text = name, text
+        self.name, self.as_string = name, as_string
 
     def parse(self, argument: str) -> pathlib.Path | str:
         """Returns the path, with `~` expanded.   Raises: ValueError as `files.to_path`."""
         path = files.to_path(argument, f"--{self.name}")
-        return os.fspath(path) if self.text else path
+        return os.fspath(path) if self.as_string else path
 
 
 class StringParser(PathParser):
-    """Parser of a string of a config, which may be a path."""
+    """Parser for a string in a config, such as a name or a path."""
 
     def parse(self, argument: str) -> str:
-        """Returns the string as `expand_path`."""
+        """Returns the string, as `expand_path`."""
         return expand_path(argument, f"--{self.name}")
 
 
 def expand_path(text: str, name: str) -> str:
-    """Returns a string of a config with a leading `~` expanded; only paths begin with `~`.
+    """Returns a string in a config with a leading `~` expanded.
 
-    Raises: ValueError for a remote path, with the name of its key.
+    Raises: ValueError, with `name`, the key of the string, for a remote path.
     """
+    # Only paths begin with `~` or contain `://`.
     if text.startswith("~") or "://" in text:
         return str(files.to_path(text, name))
     return text
 
 
 class ListParser(flags.ArgumentParser):
-    """Parser of a tuple: '1,2', '(1, 2)' or, of texts, also 'a,b' without quotes.
+    """Parser for a tuple: '1,2', '(1, 2)' or, if the values are strings, 'a,b' without quotes.
 
     Args:
-      kind: the type of the values, a key of LISTS. An int may be given for a float.
-      count: the number of values; None for any.
-      least: the least number of values.
+      kind: the type of the values, a key of LIST_DESCRIPTIONS. An int may be given for a float.
+      count: the exact number of values; None for any number.
+      min_count: the smallest number of values.
     """
 
-    def __init__(self, kind: type | None, count: int | None = None, least: int = 1):
+    def __init__(self, kind: type | None, count: int | None = None, min_count: int = 1):
         super().__init__()
-        self.kind, self.count, self.least = kind, count, least
-        self.syntactic_help = f"{count or ''} {LISTS[kind]}".lstrip()
+        self.kind, self.count, self.min_count = kind, count, min_count
+        self.syntactic_help = f"{count or ''} {LIST_DESCRIPTIONS[kind]}".lstrip()
 
     def parse(self, argument: str) -> tuple:
         """Returns the values.   Raises: ValueError, TypeError, OverflowError."""
@@ -98,20 +99,22 @@ class ListParser(flags.ArgumentParser):
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             values = argument.split(",")
         values = values if isinstance(values, tuple | list) else (values,)
-        if len(values) < self.least or self.count not in (None, len(values)):
+        if len(values) < self.min_count or self.count not in (None, len(values)):
             raise ValueError(argument)
         return tuple(map(self._convert, values))
 
     def _convert(self, value):
+        """Returns a value in the type `kind`.   Raises: TypeError for another type."""
         if self.kind is float and type(value) is int:
             return float(value)
-        if type(value) not in ((int, float) if self.kind is None else (self.kind,)):
+        kinds = (int, float) if self.kind is None else (self.kind,)
+        if type(value) not in kinds:
             raise TypeError(value)
         return value
 
 
 class SizeParser(flags.ArgumentParser):
-    """Parser of a size in pixels: '256', '256x384', '256,384' or '(256, 384)', height first."""
+    """Parser for a size in pixels: '256', '256x384', '256,384' or '(256, 384)', height first."""
 
     syntactic_help = f"a whole number in 1..{ranges.MAX_IMAGE_SIZE}, or two, as 256x384"
 

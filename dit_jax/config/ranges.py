@@ -1,4 +1,4 @@
-"""Ranges of numbers, and the ones that several keys or flags have."""
+"""Ranges of numbers, and the constant ranges that several keys or flags share."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Range of finite numbers from `low` to `high`, both included unless `without_...` is set."""
+    """Range of finite numbers from `low` to `high`; `without_...` excludes an end."""
 
     low: float
     high: float = math.inf
@@ -18,17 +18,18 @@ class Range:
     without_high: bool = False
 
     def holds(self, value: object) -> bool:
-        """Returns whether a value is a number in this range; True and False are no numbers."""
+        """Returns whether a value is a number in this range; bools are not numbers."""
         kinds = int if self.whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             return False
         if isinstance(value, float) and not math.isfinite(value):
             return False
-        above = self.low < value if self.without_low else self.low <= value
-        return above and (value < self.high if self.without_high else value <= self.high)
+        fits_low = self.low < value if self.without_low else self.low <= value
+        fits_high = value < self.high if self.without_high else value <= self.high
+        return fits_low and fits_high
 
     def rounds_to_high(self, number: float) -> bool:
-        """Returns whether a number is below an excluded `high`, but not in float32."""
+        """Returns whether a number below an excluded `high` is rounded to `high` in float32."""
         return self.without_high and number < self.high <= np.float32(number)
 
     def __str__(self) -> str:
@@ -38,7 +39,8 @@ class Range:
             return f"{kind} {'above' if self.without_low else 'of at least'} {self.low:g}"
         if self.whole:
             return f"{kind} in {self.low}..{self.high}"
-        opening, closing = "(" if self.without_low else "[", ")" if self.without_high else "]"
+        opening = "(" if self.without_low else "["
+        closing = ")" if self.without_high else "]"
         return f"{kind} in {opening}{self.low:g}, {self.high:g}{closing}"
 
 
@@ -46,8 +48,8 @@ class Range:
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy takes
 MAX_COUNT = 2**31 - 1  # JAX counts steps and images in int32
-MAX_IMAGE_SIZE = 2**13  # pixels of a side; its square is `pixels.MAX_ENLARGED`, a crop's limit
-MAX_PICTURE_IMAGES = 10_000  # the most images in one picture
+MAX_IMAGE_SIZE = 2**13  # pixels of a side; `pixels.MAX_ENLARGED` is the area of such a square
+MAX_PICTURE_IMAGES = 10_000  # images in one picture
 COUNT, FROM_0, FROM_2 = (Range(low, MAX_COUNT, whole=True) for low in (1, 0, 2))
 SIZE, SIZE_OR_0 = (Range(low, 2**20, whole=True) for low in (1, 0))
 IMAGE_SIZE = Range(1, MAX_IMAGE_SIZE, whole=True)
@@ -60,7 +62,7 @@ ANY = Range(-math.inf)
 
 
 def shorten(value: object) -> str:
-    """Returns a value as one line of at most 103 characters, for messages."""
-    # A ConfigDict's own repr has several lines.
+    """Returns the repr of a value in one line of at most 103 characters, for messages."""
+    # The repr of a ConfigDict has several lines.
     text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     return text if len(text) <= 100 else f"{text[:100]}..."

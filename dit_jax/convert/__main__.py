@@ -48,12 +48,12 @@ COMMANDS = {
 
 def main(words):
     if len(words) != 3 or words[0] not in COMMANDS:
-        raise UserError(f"say which of {', '.join(COMMANDS)}, then SRC and DST, not {words}.")
+        raise UserError(f"give one of {', '.join(COMMANDS)}, then SRC and DST, not {words}.")
     command = words[0]
     source, target = files.to_path(words[1], "SRC"), files.to_path(words[2], "DST")
     # absl defines all flags for all commands, so another command's flag would be ignored silently.
-    for name in {name for names in COMMANDS.values() for name in names} - {*COMMANDS[command]}:
-        if FLAGS[name].present:
+    for name in {name for names in COMMANDS.values() for name in names}:
+        if name not in COMMANDS[command] and FLAGS[name].present:
             raise UserError(f"`convert {command}` takes no --{name}.")
     options = {name: FLAGS[name].value for name in COMMANDS[command]}
     if command == "dit-export":
@@ -67,6 +67,8 @@ if __name__ == "__main__":
     cli.define_config(required=False)
     flags.DEFINE_integer("step", None, "dit-export: the checkpoint; the newest by default.", 0)
     flags.DEFINE_integer("skip_layers", 0, "clip: how many of the last layers to leave out.", 0)
-    flags.DEFINE_bool("new_attention_order", False, "adm: rows of q, k, v are not by head.")
+    flags.DEFINE_bool(
+        "new_attention_order", False, "adm: q, k, v are [3, H, D/H], not [H, 3, D/H]."
+    )
     flags.DEFINE_bool("raw", False, "dit-export: the trained parameters instead of their EMA.")
     cli.run(main, "KIND SRC DST")

@@ -1,8 +1,8 @@
-"""Names of the arrays in weight files: who wrote a file, and which prefixes all names share.
+"""Names of the arrays in weight files: the code that wrote a file, and prefixes of all names.
 
 The original code of latent diffusion and Stable Diffusion keeps all parts of a model in one file.
-Such files are not read here. They are recognised by their names, and a message says how to convert
-them first.
+Such files are not read here. They are recognised by the names of their arrays, and a message says
+how to convert them with diffusers first.
 """
 
 import collections
@@ -18,13 +18,13 @@ from dit_jax.system import files
 
 logger = logging.getLogger("dit_jax")
 
-# Modules of torch's wrappers, anywhere in a name: parallel, compiled and sharded models, and models
-# with recomputed activations.
+# Parts of a name that torch's wrappers insert at any position: parallel, compiled and sharded
+# models, and models with recomputed activations.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Attributes of training code that hold a model, and so begin all its names. First for any model,
-# then for one kind.
-HOLDERS = ("model", "ema_model", "net", "network")
-HOLDERS_BY_KIND = {
+# First parts of all names of a model: the attribute of training code that held it, for a model of
+# any kind and of one kind.
+ATTRIBUTES = ("model", "ema_model", "net", "network")
+ATTRIBUTES_BY_KIND = {
     "dit": ("dit", "transformer"),
     "vae": ("vae", "first_stage_model", "autoencoder"),
     "unet": ("unet",),
@@ -32,99 +32,105 @@ HOLDERS_BY_KIND = {
     "dinov2": ("dinov2", "backbone"),
 }
 # Names in files of the original code. diffusers has down_blocks, mid_block and up_blocks instead.
-WHOLE = re.compile(r"(^|\.)diffusion_model\.")
+UNET_OF_WHOLE_MODEL = re.compile(r"(^|\.)diffusion_model\.")
 UNET = re.compile(r"(^|\.)input_blocks\.\d+\.")
 VAE = re.compile(r"(^|\.)(en|de)coder\.(down|mid|up)\.")
-CLIP = ("cond_stage_model.transformer.", "cond_stage_model.model.")
-TWO_CLIPS = "conditioner."
+CLIP_PREFIXES = ("cond_stage_model.transformer.", "cond_stage_model.model.")
+TWO_CLIPS_PREFIX = "conditioner."
 
 
 def refuse_original_code(names: Collection[str], kind: str, source: pathlib.Path) -> None:
     """Raises if a file is from the original code of Stable Diffusion or latent diffusion.
 
     Args:
-      names: of the arrays in the file.
-      kind: of the model that the command needs.
+      names: names of the arrays in the file.
+      kind: kind of model that the command needs.
       source: the file, for messages.
     Raises: ValueError that says what the file is, and how to make diffusers' directory from it.
     """
-    whole, unet, vae = (next(filter(pattern.search, names), None) for pattern in (WHOLE, UNET, VAE))
-    if kind == "adm":  # its own names match UNET too
+    whole, unet, vae = (
+        next(filter(pattern.search, names), None) for pattern in (UNET_OF_WHOLE_MODEL, UNET, VAE)
+    )
+    if kind == "adm":  # ADM's own names match UNET too
         unet = None
-    if not (whole or unet or vae):
+    example = whole or unet or vae
+    if example is None:
         return
     # The most complete model is tested first, since its names match the later patterns too.
-    if any(name.startswith(TWO_CLIPS) for name in names):
-        model, way_out = "a Stable Diffusion XL", "Not supported; versions 1 and 2 are."
-    elif any(name.startswith(CLIP) for name in names):
+    if any(name.startswith(TWO_CLIPS_PREFIX) for name in names):
+        model = "a Stable Diffusion XL"
+        way_out = "It is not supported. Stable Diffusion 1 and 2 are."
+    elif any(name.startswith(CLIP_PREFIXES) for name in names):
         model = "a Stable Diffusion, its UNet, VAE and text model in one"
         way_out = (
-            f"{_by_diffusers('StableDiffusionPipeline', 'SD_DIR')}Then `convert sd SD_DIR DST` "
-            "takes all, `convert unet SD_DIR/unet DST` or `convert vae SD_DIR/vae DST` a part."
+            f"{_suggest_diffusers('StableDiffusionPipeline', 'SD_DIR')}Then run `convert sd SD_DIR "
+            "DST` for all of it, `convert unet SD_DIR/unet DST` for the UNet, or `convert vae "
+            "SD_DIR/vae DST` for the VAE."
         )
     elif vae:
         model = "a latent diffusion without CLIP" if whole else "a VAE"
         way_out = (
-            f"{_by_diffusers('AutoencoderKL', 'VAE_DIR')}Then `convert vae VAE_DIR DST` takes the "
-            "VAE."
+            f"{_suggest_diffusers('AutoencoderKL', 'VAE_DIR')}Then run `convert vae VAE_DIR DST`."
         )
     else:
         model = "a UNet alone"
         way_out = (
-            "Of Stable Diffusion's give the whole file, of which diffusers makes a directory; "
-            "guided-diffusion's is for `convert adm`."
+            "If it is guided-diffusion's, run `convert adm`. If it is Stable Diffusion's, give the "
+            "file of the whole model."
         )
     raise UserError(
         f"{files.printable(source)} has {len(names):,} names of the original code of latent "
-        f"diffusion, such as {files.list_some([whole or unet or vae])}: {model}.\n{way_out}"
+        f"diffusion, such as {files.list_some([example])}: {model}.\n{way_out}"
     )
 
 
-def _by_diffusers(name, directory):
+def _suggest_diffusers(class_name, directory):
     """Returns the part of a message that shows how diffusers makes its directory from the file."""
     return (
-        "In Python, where diffusers and torch are installed, make diffusers' directory of it:\n"
-        f'  diffusers.{name}.from_single_file("FILE").save_pretrained("{directory}")\n'
+        "In Python, where diffusers and torch are installed, make diffusers' directory from it:\n"
+        f'  diffusers.{class_name}.from_single_file("FILE").save_pretrained("{directory}")\n'
     )
 
 
 def strip_prefixes(
     tensors: Mapping[str, np.ndarray], kind: str, source: pathlib.Path
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays without the prefixes that all their names share, and logs the prefixes.
+    """Returns the arrays without prefixes that wrappers and training code add to all names.
 
-    Such prefixes come from wrappers and training code.
+    The prefixes that are removed are logged.
     Args:
       tensors: name -> array.
-      kind: of the model.
+      kind: kind of the model.
       source: the file, for messages.
     Raises: ValueError if only some names have a prefix, or two names become equal.
     """
     shown = files.printable(source)
     names = [name.split(".") for name in tensors]
-    removed = [wrapper for wrapper in WRAPPERS if any(wrapper in name for name in names)]
-    names = [[part for part in name if part not in removed] for name in names]
-    holders = {*HOLDERS, *HOLDERS_BY_KIND.get(kind, ())}
-    # Holders may be nested, as in ema_model.model. One is a prefix only if every name begins with
-    # it.
-    heads = collections.Counter(name[0] for name in names if name)
-    while len(heads) == 1 and holders & heads.keys() and all(len(name) > 1 for name in names):
-        removed += heads
-        names = [name[1:] for name in names]
-        heads = collections.Counter(name[0] for name in names)
-    # A holder of any kind before some of the names means that the file holds several models.
-    holders.update(*HOLDERS_BY_KIND.values())
-    if len(heads) > 1 and (held := [head for head in heads if head in holders]):
-        counts = ", ".join(f"{heads[head]:,} with {head}." for head in held)
+    removed = [wrapper for wrapper in WRAPPERS if any(wrapper in parts for parts in names)]
+    names = [[part for part in parts if part not in removed] for parts in names]
+    attributes = {*ATTRIBUTES, *ATTRIBUTES_BY_KIND.get(kind, ())}
+    # Attributes may be nested, as in ema_model.model. An attribute is a prefix only if every name
+    # begins with it.
+    counts = collections.Counter(parts[0] for parts in names if parts)
+    while (
+        len(counts) == 1 and attributes & counts.keys() and all(len(parts) > 1 for parts in names)
+    ):
+        removed += counts
+        names = [parts[1:] for parts in names]
+        counts = collections.Counter(parts[0] for parts in names)
+    # An attribute of any kind before some of the names means that the file holds several models.
+    attributes.update(*ATTRIBUTES_BY_KIND.values())
+    models = [f"{counts[first]:,} with {first}." for first in counts if first in attributes]
+    if len(counts) > 1 and models:
         raise UserError(
-            f"{shown} has {len(names):,} names, {counts} before them: it holds more than one "
-            "model. Save the arrays of the one that is meant by themselves."
+            f"{shown} has {len(names):,} names, {', '.join(models)} before them: it holds more "
+            "than one model. Save the arrays of the model to convert in a file of their own."
         )
     stripped = dict(zip(map(".".join, names), tensors.values(), strict=True))
     if len(stripped) < len(tensors):
         raise UserError(
             f"{shown} has {len(tensors):,} names, but without {', '.join(removed)} only "
-            f"{len(stripped):,} differ: save one model's arrays by themselves."
+            f"{len(stripped):,} differ. Save the arrays of one model in a file of their own."
         )
     if removed:
         prefixes = ", ".join(f"{part}." for part in removed)

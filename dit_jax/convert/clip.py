@@ -1,4 +1,4 @@
-"""Converter for CLIP's text transformer as transformers writes it: weights, sizes and tokenizer."""
+"""Converter for the text transformer of CLIP, as transformers writes it, and its tokenizer."""
 
 import pathlib
 from collections.abc import Mapping
@@ -12,6 +12,9 @@ from dit_jax.errors import MissingFileError, UserError
 from dit_jax.models import clip
 from dit_jax.system import files
 
+# The prefix of all names, except in files of the CLIPTextModel of transformers 5.
+PREFIX = "text_model."
+POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in files of transformers before 4.31
 # Class in transformers -> its arrays outside of the text transformer. A name that ends in a dot is
 # a module.
 CLASSES = {
@@ -24,67 +27,110 @@ CLASSES = {
         "logit_scale",
     ),
 }
-# The prefix of all names, except in files of the CLIPTextModel of transformers 5.
-PREFIX = "text_model."
-POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in files of transformers before 4.31
-# Key of `config.model` -> (key in transformers' config, its default, its largest value). Some
-# configs leave out keys with default values.
-SIZES = dict(
-    vocab_size=("vocab_size", 49408, fields.MAX_SIZE),
-    length=("max_position_embeddings", 77, text.MAX_LENGTH),
-    hidden_size=("hidden_size", 512, fields.MAX_SIZE),
-    depth=("num_hidden_layers", 12, fields.MAX_LAYERS),
-    num_heads=("num_attention_heads", 8, fields.MAX_SIZE),
-    mlp_size=("intermediate_size", 2048, fields.MAX_SIZE),
+# Values of the other fields that a config.json may leave out.
+DEFAULTS = dict(
+    vocab_size=49408,
+    max_position_embeddings=77,
+    hidden_size=512,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    intermediate_size=2048,
 )
-COUNTS = {name: most for name, _, most in SIZES.values()}
-# Key in transformers' config -> the supported values; the first is the default.
-CHOICES = dict(
-    hidden_act=tuple(clip.ACTIVATIONS),
-    layer_norm_eps=(clip.NORM_EPSILON,),
+# Field with a whole number above 0 -> its largest value.
+COUNTS = dict.fromkeys(DEFAULTS, fields.MAX_SIZE) | dict(
+    max_position_embeddings=text.MAX_LENGTH, num_hidden_layers=fields.MAX_LAYERS
 )
+# Field -> the values that this project's model supports; the first is the default.
+CHOICES = dict(hidden_act=tuple(clip.ACTIVATIONS), layer_norm_eps=(clip.NORM_EPSILON,))
 
 
-def read_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
-    """Returns `config.model`, read from config.json, without the last `skip_layers` layers.
+def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
+    """Returns the model's parameters from the published names; see `convert.load`.
+
+    The names may begin with PREFIX or not.
+    """
+    num_prefixed = sum(name.startswith(PREFIX) for name in tensors)
+    stripped = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
+    # The prefix is removed only if most names have it. A message about wrong names then lists the
+    # few exceptions instead of all names.
+    if 2 * num_prefixed > len(tensors) == len(stripped):
+        tensors = stripped
+    tensors = {name: array for name, array in tensors.items() if name != POSITION_IDS}
+    return parameters.to_params(tensors, make_table(model_config))
+
+
+def make_table(model_config) -> dict[str, parameters.Entry]:
+    """Returns parameter path -> published arrays, without PREFIX."""
+    return parameters.make_table(model_config, _published_name)
+
+
+def _published_name(path):
+    """Returns the published name of a parameter; {} is the layer's number."""
+    path = path.replace("embeddings_", "embeddings/")
+    return parameters.to_torch_name(path.replace("encoder_layers/", "encoder/layers/{}/"))
+
+
+def read_model_config(source: pathlib.Path, skip_layers: int = 0) -> ConfigDict:
+    """Returns `config.model` from transformers' config.json, without the last `skip_layers` layers.
 
     Args:
       source: the directory, or a weights file in it.
     Raises: FileNotFoundError; ValueError for a model of another kind or a wrong number of layers;
-      as `fields.read`.
+      as `weights.find_config` and `fields.read`.
     """
-    path, _, config = _read_fields(source)
-    defaults = {name: default for name, default, _ in SIZES.values()}
-    config = fields.complete(config, defaults, CHOICES)
+    path = weights.find_config(source, "clip")
+    _, config = _read_fields(path)
+    config = fields.complete(config, DEFAULTS, CHOICES)
     unsupported = fields.list_unsupported(config, COUNTS, CHOICES)
     fields.check_supported(path, "a text model", config, unsupported)
-    sizes = {key: config[name] for key, (name, _, _) in SIZES.items()}
-    depth = sizes["depth"]
+    depth = config["num_hidden_layers"]
     if not 0 <= skip_layers < depth:
         shown = files.printable(path)
         raise UserError(f"{skip_layers=} must be in 0..{depth - 1}: {shown} has {depth} layers.")
-    sizes["depth"] = depth - skip_layers
-    return ConfigDict(dict(name="clip", **sizes, activation=config["hidden_act"], dtype="float32"))
+    model_config = dict(
+        name="clip",
+        vocab_size=config["vocab_size"],
+        length=config["max_position_embeddings"],
+        hidden_size=config["hidden_size"],
+        depth=depth - skip_layers,
+        num_heads=config["num_attention_heads"],
+        mlp_size=config["intermediate_size"],
+        activation=config["hidden_act"],
+        dtype="float32",
+    )
+    return ConfigDict(model_config)
+
+
+def _read_fields(path):
+    """Returns (name of the model's class, fields of its text model) from config.json."""
+    writer = fields.CONFIG_DESCRIPTION.format("transformers")
+    config = fields.read(path, f"{writer}; in a Stable Diffusion, it is in text_encoder/")
+    names = config.get("architectures")
+    class_name = names[0] if isinstance(names, list) and names else None
+    fields.check_class(path, class_name, CLASSES)
+    if class_name != "CLIPModel":
+        return class_name, config
+    # Old files also have text_config_dict, which overrides text_config.
+    sections = [config.get(name) or {} for name in ("text_config", "text_config_dict")]
+    if not all(isinstance(section, dict) for section in sections):
+        shown = files.printable(path)
+        raise UserError(f"{shown} has a text_config without fields: download it again.")
+    return class_name, sections[0] | sections[1]
 
 
 def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
-    """Returns the arrays of the text transformer at `source`, except in the last layers.
+    """Returns published name -> array of the text transformer without its last layers.
 
-    Arrays that CLASSES lists for the model's class are left out too. Any other array stays, and
-    `to_params` reports it.
-    Args:
-      source: the directory that transformers wrote, or a weights file in it.
-      skip_layers: how many of the last layers to leave out.
-    Raises: FileNotFoundError; ValueError as `read_config` or `weights.read`.
+    Raises: as `read_model_config` and `weights.read`.
     """
-    depth = read_config(source, skip_layers).depth
+    depth = read_model_config(source, skip_layers).depth
     skipped = tuple(f"encoder.layers.{depth + i}." for i in range(skip_layers))
-    _, kind, _ = _read_fields(source)
-    modules = tuple(name for name in CLASSES[kind] if name.endswith("."))
+    class_name, _ = _read_fields(weights.find_config(source, "clip"))
+    modules = tuple(name for name in CLASSES[class_name] if name.endswith("."))
     return {
         name: array
         for name, array in weights.read(source, "clip").items()
-        if name not in CLASSES[kind] and not name.startswith(modules)
+        if name not in CLASSES[class_name] and not name.startswith(modules)
         if not name.removeprefix(PREFIX).startswith(skipped)
     }
 
@@ -92,8 +138,8 @@ def read(source: pathlib.Path, skip_layers: int = 0) -> dict[str, np.ndarray]:
 def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
     """Returns the text model's tokenizer, whose files are beside the weights or in ../tokenizer.
 
-    The padding token is the one in special_tokens_map.json or tokenizer_config.json beside them, or
-    else END.
+    The padding token is read from special_tokens_map.json or tokenizer_config.json beside them. It
+    is text.END if neither file has one.
     Raises: FileNotFoundError; ValueError if the tokenizer has tokens that the model lacks; as
       `text.ClipTokenizer.from_files` and `load`.
     """
@@ -112,8 +158,8 @@ def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
         if tokenizer.vocab_size > model_config.vocab_size:
             raise UserError(
                 f"the tokenizer in {files.printable(directory)} has ids up to "
-                f"{tokenizer.vocab_size - 1}, but the text model {model_config.vocab_size} tokens: "
-                "it is another model's."
+                f"{tokenizer.vocab_size - 1}, but the text model has {model_config.vocab_size} "
+                "tokens. Give the tokenizer of this model."
             )
         return tokenizer
     raise MissingFileError(
@@ -122,54 +168,12 @@ def read_tokenizer(source: pathlib.Path, model_config) -> text.ClipTokenizer:
     )
 
 
-def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
-    """Returns the model's parameters from CLIPTextModel's names, with or without `PREFIX`.
-
-    See `convert.load`.
-    """
-    prefixed = sum(name.startswith(PREFIX) for name in tensors)
-    stripped = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
-    # The prefix is removed only if most names have it. A message about wrong names then lists the
-    # few exceptions instead of all names.
-    if 2 * prefixed > len(tensors) == len(stripped):
-        tensors = stripped
-    tensors = {name: array for name, array in tensors.items() if name != POSITION_IDS}
-    return parameters.to_params(tensors, parameters.make_table(model_config, _published_name))
-
-
-def _published_name(path):
-    """Returns the published name of a parameter; {} is the layer's number."""
-    path = path.replace("embeddings_", "embeddings/")
-    return parameters.to_torch_name(path.replace("encoder_layers/", "encoder/layers/{}/"))
-
-
-def _read_fields(source):
-    """Returns (path of config.json, class of the model, its fields for the text model)."""
-    path = weights.find_config(source, "clip")
-    what = (
-        f"{fields.CONFIG_DESCRIPTION.format('transformers')}; of a Stable Diffusion text_encoder/'s"
-    )
-    config = fields.read(path, what)
-    kind = config.get("architectures")
-    kind = kind[0] if isinstance(kind, list) and kind else None
-    fields.check_class(path, kind, CLASSES)
-    if kind == "CLIPModel":  # old files also have text_config_dict, which overrides text_config
-        parts = [config.get(name) or {} for name in ("text_config", "text_config_dict")]
-        if not all(isinstance(part, dict) for part in parts):
-            shown = files.printable(path)
-            raise UserError(f"{shown} has a text_config that is none: download it again.")
-        config = parts[0] | parts[1]
-    return path, kind, config
-
-
 def _read_padding(directory):
-    """Returns the padding token, with the precedence that transformers gives the files.
-
-    The "!" of Stable Diffusion 2 is only in the older file, special_tokens_map.json.
-    """
+    """Returns the padding token; of two files, the one that transformers prefers decides."""
+    # Only the older file, special_tokens_map.json, has the "!" of Stable Diffusion 2.
     paths = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    what = "the tokenizer's settings, as transformers writes them"
-    config, older = (fields.read(path, what) if path.is_file() else {} for path in paths)
+    description = "the tokenizer's settings, as transformers writes them"
+    config, older = (fields.read(path, description) if path.is_file() else {} for path in paths)
     if "added_tokens_decoder" in config:  # written by versions that do not read the older file
         older = {}
     pad = older.get("pad_token") or config.get("pad_token") or text.END
@@ -177,6 +181,7 @@ def _read_padding(directory):
     if not isinstance(pad, str):
         shown = files.printable(directory)
         raise UserError(
-            f"the tokenizer in {shown} has a pad_token that is no text: {fields.show(pad)}."
+            f"the tokenizer in {shown} has a pad_token that is no text: {fields.show(pad)}. "
+            "Download it again."
         )
     return pad

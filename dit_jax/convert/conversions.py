@@ -34,58 +34,52 @@ from dit_jax.errors import UserError, check_choice
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint, digests
 
-# Stable Diffusion 1's process, prediction and sampler, for a UNet without a scheduler's config.
-PROCESS = (
-    dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
-    "eps",
-    dict(sampler="ddim_level1", grid="leading"),
+# Stable Diffusion 1's process, for a UNet without a scheduler's config.
+DEFAULT_PROCESS = stable_diffusion.Process(
+    diffusion=dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+    prediction="eps",
+    sample=dict(sampler="ddim_level1", grid="leading"),
 )
-
-
-# Format -> to_params(published name -> array, config.model).
-FORMATS = {
-    "dit": dit.to_params,
-    "vae": vae.to_params,
-    "unet": unet.to_params,
-    "lpips": lpips.to_params,
-    "inception": inception.to_params,
-    "dinov2": dinov2.to_params,
-    "clip": clip.to_params,
+# Kind -> to_params(published name -> array, config.model).
+CONVERTERS = {
+    "dit": dit.to_params,  # the published PyTorch code
+    "vae": vae.to_params,  # diffusers' AutoencoderKL
+    "unet": unet.to_params,  # diffusers' UNet2DConditionModel
+    "lpips": lpips.to_params,  # torchvision's VGG-16 and LPIPS's linear weights together
+    "inception": inception.to_params,  # torch-fidelity's and pytorch-fid's copy of Inception-2015
+    "dinov2": dinov2.to_params,  # the official PyTorch code
+    "clip": clip.to_params,  # transformers' CLIPTextModel
 }
 
 
 class Converted(NamedTuple):
-    """A converted model, as it is written to a workdir."""
+    """A converted model, complete for a workdir."""
 
     config: ConfigDict
     params: dict
     tokenizer: text.ClipTokenizer | None = None
-    parts: Mapping[str, Any] = {}  # subdirectory -> the Converted model in it
+    parts: Mapping[str, Any] = {}  # name of a subdirectory -> its Converted model
 
 
 def load(kind: str, source: str | pathlib.Path | Mapping[str, np.ndarray], model_config) -> dict:
-    """Returns the parameters of the model `model_config` from a published checkpoint.
+    """Returns the parameters of a model from a published checkpoint.
 
     Args:
-      kind: the format: 'dit' (the published PyTorch code), 'vae' (diffusers' AutoencoderKL), 'unet'
-        (diffusers' UNet2DConditionModel), 'lpips' (torchvision's VGG-16 and LPIPS's linear weights
-        together), 'inception' (torch-fidelity's and pytorch-fid's copy of Inception-2015), 'dinov2'
-        (the official PyTorch code) or 'clip' (transformers' CLIPTextModel).
+      kind: a key of CONVERTERS, which says whose arrays they are.
       source: published name -> array, or a file of such arrays, or the directory that diffusers or
         transformers wrote. A file is a .npz, whose names may have the prefix 'w/', a .safetensors,
         or torch.save's .pt, .pth, .bin or .ckpt. No code in a file is run.
+      model_config: `config.model`, with the model's sizes.
     Returns: this project's parameter tree of numpy arrays, f32.
     Raises: ValueError for an unknown kind or another model's config; as `weights.read` and
       `parameters.check`.
     """
-    check_choice("format", kind, FORMATS)
+    check_choice("kind", kind, CONVERTERS)
     if model_config.name != kind:
-        raise UserError(
-            f"the config's model is a {model_config.name!r}, but {kind!r} is asked for."
-        )
+        raise UserError(f"the config's model is a {model_config.name!r}, but {kind=}.")
     if not isinstance(source, Mapping):
         source = weights.read(pathlib.Path(source), kind)
-    return FORMATS[kind](source, model_config)
+    return CONVERTERS[kind](source, model_config)
 
 
 def to_workdir(kind: str, source: pathlib.Path, workdir: pathlib.Path, **options) -> ConfigDict:
@@ -93,7 +87,7 @@ def to_workdir(kind: str, source: pathlib.Path, workdir: pathlib.Path, **options
 
     Args:
       kind: a key of READERS.
-      source: a file or directory, as the kind's reader takes it.
+      source: the file or directory that the kind's reader reads.
       options: further arguments of the reader.
     Raises: ValueError or FileNotFoundError if the files are not a supported model; ValueError or
       OSError as `destination.check`.
@@ -101,11 +95,11 @@ def to_workdir(kind: str, source: pathlib.Path, workdir: pathlib.Path, **options
     destination.check(workdir)
     model = READERS[kind](source, **options)
     keys.check(model.config)  # also a config given by --config
-    # The workdir appears with all its parts, or not at all.
-    with destination.fill(workdir) as new:
+    # Filled beside the workdir, so that the workdir never has only some of its parts.
+    with destination.fill(workdir) as partial:
         for name, part in model.parts.items():
-            _save(new / name, part)
-        _save(new, model)
+            _save(partial / name, part)
+        _save(partial, model)
     return model.config
 
 
@@ -116,25 +110,20 @@ def _save(workdir, model):
 
 
 def read_sd(source: pathlib.Path) -> Converted:
-    """Reads a whole Stable Diffusion: the UNet, with vae/ and text_encoder/ as its parts.
-
-    Args:
-      source: the directory of diffusers' pipeline.
-    """
+    """Reads diffusers' directory of a whole Stable Diffusion: UNet, VAE and text encoder."""
     stable_diffusion.check_parts(source)
     scheduler = source / "scheduler" / stable_diffusion.SCHEDULER
     process = stable_diffusion.read_process(scheduler)
     # All configs are compared before the weights are read, which takes longer.
     config = _make_unet_config(source / "unet", process)
-    vae_config = vae.read_config(source / "vae")
-    clip_config = clip.read_config(source / "text_encoder")
+    vae_config = vae.read_model_config(source / "vae")
+    clip_config = clip.read_model_config(source / "text_encoder")
     stable_diffusion.check_fit(source, config.model, vae_config, clip_config)
     parts = {
         "vae": read_vae(source / "vae"),
         "text_encoder": read_clip(source / "text_encoder"),
     }
-    # The files name no dataset: `data.name` stays empty until the user sets it. The paths are
-    # relative, so that the workdir can be moved together with its parts.
+    # The files name no dataset: `data.name` stays empty until the user sets it.
     config.data.update(
         source="folder",
         name="",
@@ -143,6 +132,7 @@ def read_sd(source: pathlib.Path) -> Converted:
         image_channels=vae_config.image_channels,
         caption_feature="text",
     )
+    # The paths are relative, so that the workdir can be moved together with its parts.
     config.latents.update(
         source="images",
         moments="",
@@ -163,25 +153,34 @@ def read_dit(source: pathlib.Path, config: ConfigDict | None = None) -> Converte
       config: has the model's sizes. None selects the config that `exported.write` wrote into the
         file, or else the published model's config with the sizes of `source`.
     """
-    is_diffusers, shown = source.is_dir(), files.printable(source)
-    model_sizes = diffusers_dit.read_sizes(source) if is_diffusers else {}
-    tensors, saved = weights.read(source, "dit"), exported.read(source)
+    if source.is_dir():
+        return _read_diffusers_dit(source, config)
+    tensors, saved = weights.read(source, "dit"), exported.read_config(source)
     if config is None:
-        config = saved or _make_dit_config(model_sizes or dit.read_sizes(tensors))
+        config = saved or _make_dit_config(dit.infer_sizes(tensors))
     # Weights are valid only with the process and the objective that they were trained with.
     elif saved and any(config[name] != saved[name] for name in ("diffusion", "objective")):
         raise UserError(
-            f"{shown} was exported with diffusion={fields.show(saved.diffusion.to_dict())}, "
-            f"objective={fields.show(saved.objective.to_dict())}, and --config has others: leave "
-            "it out."
+            f"{files.printable(source)} was exported with diffusion="
+            f"{fields.show(saved.diffusion.to_dict())} and objective="
+            f"{fields.show(saved.objective.to_dict())}, but --config has other values. Leave out "
+            "--config."
         )
-    elif is_diffusers and model_sizes["num_heads"] != config.model.num_heads:
-        raise UserError(  # no shape depends on the number of heads
-            f"{shown} has {model_sizes['num_heads']} heads, but the config's model.num_heads is "
-            f"{config.model.num_heads}."
+    return Converted(config, load("dit", tensors, config.model))
+
+
+def _read_diffusers_dit(directory, config):
+    model_sizes = diffusers_dit.read_sizes(directory)
+    tensors = weights.read(directory, "dit")
+    if config is None:
+        config = _make_dit_config(model_sizes)
+    # No shape depends on the number of heads, so the arrays do not show a wrong one.
+    elif model_sizes["num_heads"] != config.model.num_heads:
+        raise UserError(
+            f"{files.printable(directory)} has {model_sizes['num_heads']} heads, but --config has "
+            f"model.num_heads={config.model.num_heads}. Correct it, or leave out --config."
         )
-    if is_diffusers:
-        tensors = diffusers_dit.to_published(tensors, config.model)
+    tensors = diffusers_dit.to_published(tensors, config.model)
     return Converted(config, load("dit", tensors, config.model))
 
 
@@ -195,63 +194,64 @@ def _make_dit_config(model_sizes):
 
 def read_vae(source: pathlib.Path) -> Converted:
     """Reads diffusers' AutoencoderKL: its directory, or the weights with config.json beside."""
-    return _load("vae", source, vae.read_config(source))
+    return _read_network("vae", source, vae.read_model_config(source))
 
 
-def _load(kind, source, model_config):
-    """Returns a network that predicts no noise, whose config is `model` alone."""
+def _read_network(kind, source, model_config):
+    """Returns a network that predicts no noise: its config has the section `model` only."""
     return Converted(ConfigDict({"model": model_config}), load(kind, source, model_config))
 
 
 def read_unet(source: pathlib.Path) -> Converted:
     """Reads diffusers' UNet2DConditionModel.
 
-    The process is read from scheduler/ beside the UNet's directory. Without that directory it is
-    Stable Diffusion 1's, with prediction eps.
+    The process is read from scheduler/ beside the UNet's directory, or else it is DEFAULT_PROCESS.
     Args:
       source: the directory, or a weights file with config.json beside it.
     """
-    # Resolved first, since the parent of '.' is '.' itself.
+    # Resolved before its parent is taken, since the parent of '.' is '.' itself.
     pipeline = weights.find_config(source, "unet").parent.resolve().parent
     scheduler = pipeline / "scheduler" / stable_diffusion.SCHEDULER
-    process = stable_diffusion.read_process(scheduler) if scheduler.is_file() else PROCESS
+    process = DEFAULT_PROCESS
+    if scheduler.is_file():
+        process = stable_diffusion.read_process(scheduler)
     config = _make_unet_config(source, process)
     return Converted(config, load("unet", source, config.model))
 
 
 def _make_unet_config(source, process):
-    """Returns the config of a UNet of latents with a process from `read_process`."""
-    config = _make_config(unet.read_config(source))
-    diffusion, prediction, sample = process
-    config.diffusion.update(diffusion)
-    config.objective.prediction = prediction
+    """Returns the config of a UNet of latents with this process."""
+    config = _make_config(unet.read_model_config(source))
+    config.diffusion.update(process.diffusion)
+    config.objective.prediction = process.prediction
     config.latents.update(source="moments", scale=(0.18215,), shift=(0.0,))
-    config.sample.update(steps=50, cfg_scale=7.5, **sample)  # settings of the published samples
+    # The steps and the scale of the published samples.
+    config.sample.update(steps=50, cfg_scale=7.5, **process.sample)
     return config
 
 
-def _make_config(model):
+def _make_config(model_config):
     """Returns configs/default.py with this noise predictor and an image size that fits it."""
     config = default.get_config()
     with config.unlocked():
-        config.model = model
-    # A model conditioned on a context is taken for one of latents, any other for one of pixels.
-    factor = 8 if model.condition == "context" else 1
-    config.data.image_size = sizes.scale(model.input_size, factor)
+        config.model = model_config
+    # The input of a model conditioned on a context is assumed to be latents, of any other pixels.
+    factor = 8 if model_config.condition == "context" else 1
+    config.data.image_size = sizes.scale(model_config.input_size, factor)
     return config
 
 
 def read_adm(
     source: pathlib.Path, config: ConfigDict | None = None, new_attention_order: bool = False
 ) -> Converted:
-    """Reads ADM's UNet in a file.
+    """Reads a file with ADM's UNet.
 
     Args:
       config: has the model's sizes. None selects the published model with exactly these arrays.
-      new_attention_order: as for `adm.to_params`. Of a published model it is known.
+      new_attention_order: as for `adm.to_params`. The order of a published model is known.
     """
     if new_attention_order and config is None:
-        raise UserError("--new_attention_order is of a --config; of published models it is known.")
+        raise UserError("--new_attention_order needs --config. Leave it out for published models.")
     tensors = weights.read(source, "adm")
     if config is None:
         name = adm.match_preset(tensors)
@@ -263,24 +263,26 @@ def read_adm(
         # guided-diffusion clips x_0 in every step by default.
         config.sample.update(sampler="ddpm", steps=250, cfg_scale=1.0, clip_x_0=True)
     elif config.model.name != "unet":
-        raise UserError(f"--config has a {config.model.name!r}; ADM's model is a 'unet'.")
+        raise UserError(f"--config has model.name={config.model.name!r}, but ADM is a 'unet'.")
     return Converted(config, adm.to_params(tensors, config.model, new_attention_order))
 
 
 def read_lpips(source: pathlib.Path) -> Converted:
-    """Reads VGG-16 and LPIPS's weights in a directory."""
-    return _load("lpips", lpips.read(source), ConfigDict({"name": "lpips", "dtype": "float32"}))
+    """Reads a directory with the weights of VGG-16 and LPIPS."""
+    model_config = ConfigDict({"name": "lpips", "dtype": "float32"})
+    return _read_network("lpips", lpips.read(source), model_config)
 
 
 def read_inception(source: pathlib.Path) -> Converted:
-    """Reads Inception-2015 in a file."""
-    return _load("inception", source, ConfigDict({"name": "inception", "dtype": "float32"}))
+    """Reads a file with Inception-2015."""
+    model_config = ConfigDict({"name": "inception", "dtype": "float32"})
+    return _read_network("inception", source, model_config)
 
 
 def read_dinov2(source: pathlib.Path) -> Converted:
     """Reads DINOv2: a file with the official names, or transformers' directory."""
     tensors = dinov2.read(source)
-    return _load("dinov2", tensors, ConfigDict(dinov2.read_sizes(tensors)))
+    return _read_network("dinov2", tensors, dinov2.infer_model_config(tensors))
 
 
 def read_clip(source: pathlib.Path, skip_layers: int = 0) -> Converted:
@@ -288,12 +290,12 @@ def read_clip(source: pathlib.Path, skip_layers: int = 0) -> Converted:
 
     Args:
       source: the directory that transformers wrote, or a weights file in it.
-      skip_layers: how many of the last layers to leave out. Stable Diffusion 2 was trained on
-        OpenCLIP-H without 1; its own directories have left it out already.
+      skip_layers: number of last layers to leave out. Stable Diffusion 2 was trained on OpenCLIP-H
+        without the last layer, which its own directories do not have.
     """
-    model_config = clip.read_config(source, skip_layers)
+    model_config = clip.read_model_config(source, skip_layers)
     tokenizer = clip.read_tokenizer(source, model_config)
-    model = _load("clip", clip.read(source, skip_layers), model_config)
+    model = _read_network("clip", clip.read(source, skip_layers), model_config)
     return model._replace(tokenizer=tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""Converter for DINOv2: the official names, and transformers' names of the same arrays."""
+"""Converter for DINOv2, whose arrays have the names of the official code or of transformers."""
 
 import math
 import pathlib
@@ -6,14 +6,16 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from dit_jax.convert import fields, parameters, weights
 from dit_jax.errors import UserError
 from dit_jax.models import dinov2
 
 HEAD_SIZE = 64  # of all published sizes
-# Official module or array -> transformers' whose rows it concatenates; {} is the block's number.
-TRANSFORMERS = {
+# Published module or array -> transformers' ones, whose rows it concatenates; {} is the block's
+# number.
+TRANSFORMERS_MODULES = {
     "cls_token": ("embeddings.cls_token",),
     "mask_token": ("embeddings.mask_token",),
     "pos_embed": ("embeddings.position_embeddings",),
@@ -30,7 +32,9 @@ TRANSFORMERS = {
     "blocks.{}.ls2.gamma": ("encoder.layer.{}.layer_scale2.lambda1",),
     "norm": ("layernorm",),
 }
-# Field of transformers' config.json -> the only value that this project's model supports.
+# Field with a whole number above 0 -> its largest value.
+COUNTS = dict(num_attention_heads=fields.MAX_SIZE)
+# Field -> the only value that this project's model supports.
 CHOICES = dict(
     model_type=("dinov2",),
     hidden_act=("gelu",),
@@ -41,80 +45,8 @@ CHOICES = dict(
 )
 
 
-def read(source: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns official name -> array, from an official file or transformers' directory.
-
-    Raises: FileNotFoundError; ValueError if transformers' model is of another kind; as
-      `weights.read` and `fields.read`.
-    """
-    if not source.is_dir():
-        return weights.read(source, "dinov2")
-    path = source / "config.json"
-    config = fields.read(path, fields.CONFIG_DESCRIPTION.format("transformers"))
-    wrong = fields.list_unsupported(config, dict(num_attention_heads=fields.MAX_SIZE), CHOICES)
-    width = 0 if wrong else config["num_attention_heads"] * HEAD_SIZE
-    if not wrong and config.get("hidden_size") != width:
-        wrong["hidden_size"] = f"num_attention_heads * {HEAD_SIZE}, {width}"
-    fields.check_supported(path, "a DINOv2", config, wrong)
-    return to_official(weights.read(source, "dinov2"))
-
-
-def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns transformers' arrays under the official names, with query, key and value joined.
-
-    Arrays without an official name keep their own. `to_params` then reports them as unexpected.
-    """
-    tensors, official = dict(tensors), {}
-    numbers = {m[1] for name in tensors if (m := re.match(r"encoder\.layer\.(\d+)\.", name))}
-    for official_name, parts in TRANSFORMERS.items():
-        for number in sorted(numbers, key=int) if "{}" in official_name else [""]:
-            # The table has both modules, which have weights and biases, and single arrays.
-            for leaf in ("", ".weight", ".bias"):
-                names = [f"{name.format(number)}{leaf}" for name in parts]
-                if all(name in tensors for name in names):
-                    joined = np.concatenate([tensors.pop(name) for name in names])
-                    official[f"{official_name.format(number)}{leaf}"] = joined
-    return official | tensors
-
-
-def read_sizes(tensors: Mapping[str, np.ndarray]) -> dict:
-    """Returns `config.model` with the sizes that the official arrays show.
-
-    Raises: ValueError if the arrays are not DINOv2's, or belong to a model with another patch size,
-      with registers, or with ViT-g's gated MLP.
-    """
-    shape = np.shape(tensors.get("patch_embed.proj.weight"))
-    if len(shape) != 4 or not any(name.startswith("blocks.") for name in tensors):
-        raise UserError(
-            "the checkpoint is not DINOv2's: patch_embed.proj.weight has shape "
-            f"{shape or 'none'}, not [D, 3, 14, 14], among {len(tensors)} arrays, or there is no "
-            "blocks.0. transformers' model is given as the directory that it wrote."
-        )
-    p, (hidden_size, *_, height, width) = dinov2.PATCH_SIZE, shape
-    registers = np.shape(tensors.get("register_tokens"))
-    problems = {
-        f"patches of {height}x{width} pixels, DINOv2 of {p}x{p}": (height, width) != (p, p),
-        f"register_tokens {registers}, but this model has none": registers,
-        "a gated MLP, as ViT-g's": "blocks.0.mlp.w12.weight" in tensors,
-        f"{hidden_size=}, not a multiple of the head size {HEAD_SIZE}": hidden_size % HEAD_SIZE,
-    }
-    for problem, is_there in problems.items():
-        if is_there:
-            raise UserError(
-                f"the checkpoint has {problem}: take a ViT-S, -B or -L without registers, such as "
-                "dinov2_vitl14_pretrain.pth."
-            )
-    return dict(
-        name="dinov2",
-        hidden_size=hidden_size,
-        depth=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-        num_heads=hidden_size // HEAD_SIZE,
-        dtype="float32",
-    )
-
-
 def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
-    """Returns the model's parameters from the official names; see `convert.load`.
+    """Returns the model's parameters from the published names; see `convert.load`.
 
     The position embedding is interpolated to the model's grid. The mask token is left out, since
     only training needs it.
@@ -122,21 +54,7 @@ def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
     tensors = {name: array for name, array in tensors.items() if name != "mask_token"}
     if "pos_embed" in tensors:
         tensors["pos_embed"] = interpolate_positions(tensors["pos_embed"], dinov2.GRID_SIZE)
-    table = parameters.make_table(model_config, _official_name, _official_shape)
-    return parameters.to_params(tensors, table)
-
-
-def _official_name(path):
-    """Returns the official name of a parameter; {} is the block's number."""
-    path = path.replace("patch_embed/", "patch_embed/proj/").replace("blocks/", "blocks/{}/")
-    return parameters.to_torch_name(path)
-
-
-def _official_shape(path, shape):
-    """Returns the official shape of a parameter."""
-    if path == "patch_embed/kernel":
-        return shape[1], 3, dinov2.PATCH_SIZE, dinov2.PATCH_SIZE
-    return parameters.to_linear_shape(path, shape)
+    return parameters.to_params(tensors, make_table(model_config))
 
 
 def interpolate_positions(pos_embed: np.ndarray, grid: int) -> np.ndarray:
@@ -163,3 +81,103 @@ def interpolate_positions(pos_embed: np.ndarray, grid: int) -> np.ndarray:
     patches = np.einsum("oi,pj,ijd->opd", matrix, matrix, patches, optimize=True)
     patches = patches.reshape(1, grid**2, -1).astype(np.float32)
     return np.concatenate([pos_embed[:, :1], patches], axis=1)
+
+
+def make_table(model_config) -> dict[str, parameters.Entry]:
+    """Returns parameter path -> published arrays."""
+    return parameters.make_table(model_config, _published_name, _published_shape)
+
+
+def _published_name(path):
+    """Returns the published name of a parameter; {} is the block's number."""
+    path = path.replace("patch_embed/", "patch_embed/proj/").replace("blocks/", "blocks/{}/")
+    return parameters.to_torch_name(path)
+
+
+def _published_shape(path, shape):
+    """Returns the published shape of a parameter."""
+    if path == "patch_embed/kernel":
+        return shape[1], 3, dinov2.PATCH_SIZE, dinov2.PATCH_SIZE
+    return parameters.to_linear_shape(path, shape)
+
+
+def infer_model_config(tensors: Mapping[str, np.ndarray]) -> ConfigDict:
+    """Returns `config.model` with the sizes of the published arrays.
+
+    Raises: ValueError if the arrays are not DINOv2's, or belong to a model with another patch size,
+      with registers, or with ViT-g's gated MLP.
+    """
+    shape = np.shape(tensors.get("patch_embed.proj.weight"))
+    if len(shape) != 4 or not any(name.startswith("blocks.") for name in tensors):
+        raise UserError(
+            f"the checkpoint is no DINOv2: among its {len(tensors)} arrays, the shape of "
+            f"patch_embed.proj.weight is {shape or 'none'}, not [D, 3, 14, 14], or no name begins "
+            "with blocks. To convert transformers' model, give the directory that it wrote."
+        )
+    hidden_size, _, height, width = shape
+    size, registers = dinov2.PATCH_SIZE, np.shape(tensors.get("register_tokens"))
+    problem = None
+    if (height, width) != (size, size):
+        problem = f"patches of {height}x{width} pixels instead of {size}x{size}"
+    elif registers:
+        problem = f"register_tokens {registers}, but this model has none"
+    elif "blocks.0.mlp.w12.weight" in tensors:
+        problem = "a gated MLP, as ViT-g's"
+    elif hidden_size % HEAD_SIZE:
+        problem = f"{hidden_size=}, not a multiple of the head size {HEAD_SIZE}"
+    if problem:
+        raise UserError(
+            f"the checkpoint has {problem}. Choose a ViT-S, -B or -L without registers, such as "
+            "dinov2_vitl14_pretrain.pth."
+        )
+    model_config = dict(
+        name="dinov2",
+        hidden_size=hidden_size,
+        depth=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+        num_heads=hidden_size // HEAD_SIZE,
+        dtype="float32",
+    )
+    return ConfigDict(model_config)
+
+
+def read(source: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns published name -> array, from the official file or transformers' directory.
+
+    Raises: FileNotFoundError; ValueError if transformers' model is of another kind; as
+      `weights.read` and `fields.read`.
+    """
+    if not source.is_dir():
+        return weights.read(source, "dinov2")
+    path = source / "config.json"
+    config = fields.read(path, fields.CONFIG_DESCRIPTION.format("transformers"))
+    fields.check_supported(path, "a DINOv2", config, _list_unsupported(config))
+    return to_published(weights.read(source, "dinov2"))
+
+
+def _list_unsupported(config):
+    """Returns {field: supported values, as a text} of the fields with an unsupported value."""
+    unsupported = fields.list_unsupported(config, COUNTS, CHOICES)
+    if not unsupported:
+        width = config["num_attention_heads"] * HEAD_SIZE
+        if config.get("hidden_size") != width:
+            unsupported["hidden_size"] = f"num_attention_heads * {HEAD_SIZE}, {width}"
+    return unsupported
+
+
+def to_published(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns published name -> array from transformers' arrays; joins query, key and value.
+
+    Arrays without a published name keep their own. `to_params` then reports them as unexpected.
+    """
+    others, published = dict(tensors), {}
+    matches = (re.match(r"encoder\.layer\.(\d+)\.", name) for name in tensors)
+    numbers = sorted({match[1] for match in matches if match}, key=int)
+    for published_name, parts in TRANSFORMERS_MODULES.items():
+        for number in numbers if "{}" in published_name else [""]:
+            # The table has both modules, which have weights and biases, and single arrays.
+            for suffix in ("", ".weight", ".bias"):
+                names = [f"{part.format(number)}{suffix}" for part in parts]
+                if all(name in others for name in names):
+                    joined = np.concatenate([others.pop(name) for name in names])
+                    published[f"{published_name.format(number)}{suffix}"] = joined
+    return published | others

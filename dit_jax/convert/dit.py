@@ -1,6 +1,6 @@
-"""Converter between the published DiT's names and this project's parameters.
+"""Converter for DiT, whose arrays have the names of the published PyTorch code.
 
-The published file also has the position table, which is a constant here.
+A published file also has the position table, which is a constant here.
 """
 
 import math
@@ -14,7 +14,7 @@ from dit_jax.convert import parameters
 from dit_jax.errors import UserError
 from dit_jax.models import dit, layers
 
-# This project's module -> the published one; {} is the block's number.
+# This project's module -> the published module; {} is the block's number.
 MODULES = {
     "x_embedder": "x_embedder.proj",
     "t_embedder/mlp_0": "t_embedder.mlp.0",
@@ -29,46 +29,47 @@ MODULES = {
     "final_layer/linear": "final_layer.linear",
 }
 NUM_CLASSES = 1000  # ImageNet's classes, in all published models
-MAX_POSITIONS = 2**26  # numbers in a position table, which is computed in f64: 512 MiB
+MAX_TABLE_SIZE = 2**26  # numbers in a position table; in f64, as it is computed, 512 MiB
 
 
 def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
     """Returns the model's parameters from the published names; see `convert.load`.
 
-    The published position table must equal this project's, and is not returned.
+    Raises: as `parameters.to_params`; ValueError if the published position table is not the one of
+      this project.
     """
     params = parameters.to_params(tensors, make_table(model_config))
-    pos_embed, table = params.pop("pos_embed"), make_position_table(model_config)
-    if not np.allclose(pos_embed, table, atol=1e-5):
-        difference = np.abs(pos_embed - table).max()
+    pos_embed, expected = params.pop("pos_embed"), make_position_table(model_config)
+    if not np.allclose(pos_embed, expected, atol=1e-5):
+        difference = np.abs(pos_embed - expected).max()
         raise UserError(
-            f"the checkpoint's pos_embed differs from the sin-cos table by {difference:.2g}; it "
-            "was trained with another position embedding."
+            f"the checkpoint's pos_embed differs from the sin-cos table by {difference:.2g}. A "
+            "model with another position embedding cannot be converted."
         )
     return params
 
 
 def to_published(params, model_config) -> dict[str, np.ndarray]:
-    """Returns the arrays under the published names, f32. The inverse of `to_params`."""
+    """Returns published name -> f32 array from the parameters: the inverse of `to_params`."""
     table = make_table(model_config)
-    flat = {"pos_embed": make_position_table(model_config)}
-    flat |= flax.traverse_util.flatten_dict(params, sep="/")
-    published = {}
-    for path, array in flat.items():
+    arrays = {"pos_embed": make_position_table(model_config)}
+    arrays |= flax.traverse_util.flatten_dict(params, sep="/")
+    tensors = {}
+    for path, array in arrays.items():
         shapes = table[path].published
-        # The blocks are the first axis of a stacked array.
-        parts = np.asarray(array, np.float32).reshape(len(shapes), -1)
-        for (name, shape), part in zip(shapes.items(), parts, strict=True):
-            published[name] = parameters.to_torch(path, part, shape)
-    return published
+        # The first axis of a stacked array is the block. Any other array is taken as one block.
+        blocks = np.asarray(array, np.float32).reshape(len(shapes), -1)
+        for (name, shape), block in zip(shapes.items(), blocks, strict=True):
+            tensors[name] = parameters.to_torch(path, block, shape)
+    return tensors
 
 
 def make_table(model_config) -> dict[str, parameters.Entry]:
-    """Returns parameter path -> published arrays, and the same of 'pos_embed'.
+    """Returns parameter path -> published arrays, with 'pos_embed' among the parameters.
 
-    Raises: ValueError as `check_block`.
+    Raises: ValueError as `check_model`.
     """
-    check_block(model_config)
+    check_model(model_config)
 
     def published_shape(path, shape):
         if path == "x_embedder/kernel":
@@ -77,7 +78,7 @@ def make_table(model_config) -> dict[str, parameters.Entry]:
         return parameters.to_linear_shape(path, shape)
 
     table = parameters.make_table(model_config, _published_name, published_shape)
-    shape = (1, math.prod(_grid(model_config)), model_config.hidden_size)
+    shape = (1, math.prod(_patch_grid(model_config)), model_config.hidden_size)
     return table | {"pos_embed": parameters.Entry(shape, {"pos_embed": shape})}
 
 
@@ -87,34 +88,32 @@ def _published_name(path):
     return parameters.to_torch_name(f"{MODULES[module]}/{leaf}")
 
 
-def check_block(model_config) -> None:
-    """Raises unless block and condition have published names, and the sizes are realistic.
-
-    Raises: ValueError.
-    """
+def check_model(model_config) -> None:
+    """Raises ValueError unless the model has published names and realistic sizes."""
     # Sizes may come from a stranger's file, and the table is computed before any array is compared.
-    tokens = math.prod(_grid(model_config))
-    if tokens * model_config.hidden_size > MAX_POSITIONS:
+    num_tokens = math.prod(_patch_grid(model_config))
+    if num_tokens * model_config.hidden_size > MAX_TABLE_SIZE:
         raise UserError(
-            f"model.input_size={model_config.input_size}, patch_size={model_config.patch_size} and "
-            f"hidden_size={model_config.hidden_size} are {tokens:,} tokens, of more than "
-            f"{MAX_POSITIONS:,} numbers: no DiT has as many."
+            f"model.input_size={model_config.input_size} and patch_size={model_config.patch_size} "
+            f"are {num_tokens:,} tokens. With hidden_size={model_config.hidden_size}, their "
+            f"position table has more than {MAX_TABLE_SIZE:,} numbers. Correct the sizes."
         )
     for key, published in (("block", "adaLN-Zero"), ("condition", "label")):
         if model_config[key] != published:
             raise UserError(
-                f"model.{key}={model_config[key]!r} has no published names or weights; only "
+                f"model.{key}={model_config[key]!r} has no published names or weights. Only "
                 f"{published!r} can be converted. Other commands read any workdir as it is."
             )
 
 
-def read_sizes(tensors: Mapping[str, np.ndarray]) -> dict:
+def infer_sizes(tensors: Mapping[str, np.ndarray]) -> dict:
     """Returns the fields of `config.model` that published arrays determine.
 
-    The number of heads is that of the paper's model with the same width and depth. 1000 rows of
-    labels are ImageNet's classes alone. With any other number of rows, the last row is the null
-    class.
-    Raises: ValueError if the arrays are not a DiT's, or no paper's model has this width and depth.
+    No shape depends on the number of heads, so it is taken from the paper's model of the same width
+    and depth. A label table with 1000 rows has ImageNet's classes and no null class. In a table
+    with any other number of rows, the last row is the null class.
+    Raises: ValueError if the arrays are not a DiT's, or no model in the paper has this width and
+      depth.
     """
     ranks = {
         "x_embedder.proj.weight": 4,  # [D, C, p, p]
@@ -123,48 +122,46 @@ def read_sizes(tensors: Mapping[str, np.ndarray]) -> dict:
         "blocks.0.mlp.fc1.weight": 2,  # [4D, D]
         "final_layer.linear.weight": 2,  # [p*p*C or twice that, D]
     }
-    # Names and ranks are checked first: the sizes below are read from the shapes.
+    # The sizes below are read from these shapes, so their ranks are checked first.
     shapes = {name: np.shape(tensors.get(name)) for name in ranks}
-    wrong = {n: shapes[n] or "missing" for n, rank in ranks.items() if len(shapes[n]) != rank}
+    wrong = {name: shapes[name] or "missing" for name in ranks if len(shapes[name]) != ranks[name]}
     if wrong:
         raise UserError(
-            f"the checkpoint is not a published DiT's: {wrong}. A DiT of diffusers is given as the "
-            "directory that it wrote."
+            f"the checkpoint is not a published DiT: {wrong}. To convert a DiT of diffusers, give "
+            "the directory that diffusers wrote."
         )
-    (hidden_size, in_channels, patch_size, _), positions, labels, mlp, output = shapes.values()
-    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
-    sizes = dict(
-        input_size=patch_size * math.isqrt(positions[1]),
+    hidden_size, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
+    num_labels = shapes["y_embedder.embedding_table.weight"][0]
+    output_size = shapes["final_layer.linear.weight"][0]
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    known_heads = {(width, num_blocks): heads for width, num_blocks, heads in dit.SIZES.values()}
+    if (hidden_size, depth) not in known_heads:
+        raise UserError(
+            f"the checkpoint has {hidden_size=} and {depth=}, but num_heads is only known for "
+            f"{', '.join(map(str, known_heads))}, and no array shows it. Give --config with all "
+            "sizes."
+        )
+    model_sizes = dict(
+        input_size=patch_size * math.isqrt(shapes["pos_embed"][1]),
         patch_size=patch_size,
         in_channels=in_channels,
         hidden_size=hidden_size,
-        depth=len(blocks),
-        mlp_ratio=mlp[0] / hidden_size,
-        num_classes=NUM_CLASSES,
-        learn_sigma=output[0] == 2 * patch_size**2 * in_channels,
+        depth=depth,
+        num_heads=known_heads[hidden_size, depth],
+        mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / hidden_size,
+        learn_sigma=output_size == 2 * patch_size**2 * in_channels,
     )
-    # The table has one row more if there is a null class.
-    if labels[0] == NUM_CLASSES:
-        sizes["null_condition"] = False
-    else:
-        sizes["num_classes"] = labels[0] - 1
-    # No shape depends on the number of heads.
-    known_heads = {size[:2]: size[2] for size in dit.SIZES.values()}
-    if (hidden_size, len(blocks)) not in known_heads:
-        raise UserError(
-            f"the checkpoint has {hidden_size=} and depth={len(blocks)}, and no array shows its "
-            f"num_heads, which is known of {', '.join(map(str, known_heads))} alone: give --config "
-            "with all its sizes."
-        )
-    return sizes | {"num_heads": known_heads[hidden_size, len(blocks)]}
+    if num_labels == NUM_CLASSES:
+        return model_sizes | dict(num_classes=NUM_CLASSES, null_condition=False)
+    return model_sizes | dict(num_classes=num_labels - 1)
 
 
 def make_position_table(model_config) -> np.ndarray:
     """Returns the published pos_embed [1, N, D] f32, equal to the bit."""
-    return layers.sincos_position_table(model_config.hidden_size, *_grid(model_config))[None]
+    return layers.make_position_table(model_config.hidden_size, *_patch_grid(model_config))[None]
 
 
-def _grid(model_config):
+def _patch_grid(model_config):
     """Returns (rows, columns) of patches."""
     height, width, _ = sizes.input_shape(model_config)
     return height // model_config.patch_size, width // model_config.patch_size

@@ -1,4 +1,4 @@
-"""Checks of fields in JSON files that accompany weights. A value may have any type and size."""
+"""Checks of the JSON files beside weights, whose fields may have values of any type and size."""
 
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
@@ -7,28 +7,28 @@ from dit_jax.errors import UserError
 from dit_jax.system import files, json_files
 
 CONFIG_DESCRIPTION = "the config.json that {} writes beside the weights"
-MAX_SIZE = 2**20  # of a model, such as its width
+MAX_SIZE = 2**20  # of a size of a model, such as its width
 MAX_LAYERS = 1000
 MAX_NUMBER = 1e30
-MAX_LINES = 20  # in a message about unsupported fields
-MAX_SHOWN = 300  # characters of a value in a message
+MAX_LISTED = 20  # unsupported fields in a message
+MAX_CHARACTERS = 300  # of a value in a message
 
 
 def read(path: pathlib.Path, description: str) -> dict:
     """Returns the fields of a JSON file.
 
     Args:
-      description: completes "It must be ..." in messages.
+      description: what the file must be, to complete "It must be ..." in messages.
     Raises: FileNotFoundError if there is no file; OSError if it cannot be read; ValueError if it is
       damaged, or if it holds no object.
     """
-    value = json_files.read_json(path, description)
-    if not isinstance(value, dict):
+    config = json_files.read_json(path, description)
+    if not isinstance(config, dict):
         raise UserError(
-            f"cannot read {files.printable(path)}: it holds a {type(value).__name__} instead of "
+            f"cannot read {files.printable(path)}: it holds a {type(config).__name__} instead of "
             f"fields with names. It must be {description}."
         )
-    return value
+    return config
 
 
 def is_count(value: object, limit: int = MAX_SIZE) -> bool:
@@ -48,7 +48,7 @@ def is_number(value: object) -> bool:
 def complete(
     config: Mapping, defaults: Mapping[str, object], choices: Mapping[str, Sequence]
 ) -> dict:
-    """Returns the config; missing fields get their default or the first of their choices."""
+    """Returns the config with all fields: a missing one has its default, or its first choice."""
     first_choices = {name: values[0] for name, values in choices.items()}
     return {**defaults, **first_choices, **config}
 
@@ -56,10 +56,10 @@ def complete(
 def list_unsupported(
     config: Mapping, counts: Mapping[str, int], choices: Mapping[str, Collection]
 ) -> dict[str, str]:
-    """Returns {field: description of its supported values} for fields with an unsupported value.
+    """Returns {field: supported values, as a text} of the fields with an unsupported value.
 
     Args:
-      counts: field that must be a whole number above 0 -> its largest value.
+      counts: field -> its largest value; the smallest is 1.
       choices: field -> its supported values.
     """
     return {
@@ -69,28 +69,28 @@ def list_unsupported(
     } | {
         name: ", ".join(map(str, values))
         for name, values in choices.items()
-        if not any(_is_same(config.get(name), value) for value in values)
+        if not any(_is_same(config.get(name), supported) for supported in values)
     }
 
 
-def _is_same(value, other):
+def _is_same(value, supported):
     # In JSON, unlike in Python, 1 and true differ.
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
+    return value == supported and isinstance(value, bool) == isinstance(supported, bool)
 
 
-def check_class(path: pathlib.Path, name: object, known: Collection[str]) -> None:
-    """Raises ValueError unless `name`, the class that a JSON file describes, is known."""
-    if name not in list(known):  # a list, since the name may be of any type
+def check_class(path: pathlib.Path, class_name: object, supported: Collection[str]) -> None:
+    """Raises ValueError unless the class that a JSON file describes is supported."""
+    if class_name not in list(supported):  # a list, since the name may be of any type
         raise UserError(
-            f"{files.printable(path)} describes the class {show(name)}, but only "
-            f"{', '.join(known)} can be converted. docs/weights.md lists weights to choose from."
+            f"{files.printable(path)} describes the class {show(class_name)}, but only "
+            f"{', '.join(supported)} can be converted. docs/weights.md lists weights to choose "
+            "from."
         )
 
 
 def check_supported(path: pathlib.Path, model: str, config: Mapping, unsupported: Mapping) -> None:
-    """Raises ValueError if there are unsupported fields.
+    """Raises ValueError if there are unsupported fields, with a line for each of them.
 
-    The message has a line for each field: its value and its supported values.
     Args:
       model: name of the model that the file describes, for messages.
       unsupported: result of `list_unsupported`.
@@ -99,8 +99,8 @@ def check_supported(path: pathlib.Path, model: str, config: Mapping, unsupported
         f"\n  {show(name)}={show(repr(config.get(name)))}; supported: {supported}"
         for name, supported in unsupported.items()
     ]
-    if len(lines) > MAX_LINES:
-        lines[MAX_LINES:] = [f"\n  and {len(lines) - MAX_LINES:,} more"]
+    if len(lines) > MAX_LISTED:
+        lines[MAX_LISTED:] = [f"\n  and {len(lines) - MAX_LISTED:,} more"]
     if lines:
         shown = files.printable(path)
         raise UserError(f"{shown} describes {model} of another kind:{''.join(lines)}")
@@ -123,9 +123,9 @@ def refuse_pipeline(directory: pathlib.Path, command: str, part: str) -> None:
 
 
 def show(value: object) -> str:
-    """Returns a value for messages: a string itself, else its repr; cut after MAX_SHOWN characters.
+    """Returns a value as a text for messages, at most MAX_CHARACTERS long.
 
-    Control characters are escaped.
+    A string is shown without quotes, any other value as its repr. Control characters are escaped.
     """
     text = files.printable(value if isinstance(value, str) else repr(value))
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."

@@ -8,27 +8,18 @@ import numpy as np
 
 from dit_jax.convert import parameters, weights
 
-FILES = ("vgg16-397923af.pth", "vgg.pth")  # torchvision's and LPIPS's
-
-
-def read(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns published name -> array from both files in a directory.
-
-    Raises: FileNotFoundError; ValueError as `weights.read`.
-    """
-    tensors = {}
-    for name in FILES:
-        tensors |= weights.read(directory / name, "lpips")
-    return tensors
+FILES = ("vgg16-397923af.pth", "vgg.pth")  # from torchvision, and from LPIPS
 
 
 def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
     """Returns the model's parameters from the published names; see `convert.load`.
 
-    VGG-16's classifier is left out.
+    The classifier of VGG-16 is left out.
     """
-    tensors = {name: a for name, a in tensors.items() if not name.startswith("classifier.")}
-    return parameters.to_params(tensors, make_table(model_config))
+    convolutions = {
+        name: array for name, array in tensors.items() if not name.startswith("classifier.")
+    }
+    return parameters.to_params(convolutions, make_table(model_config))
 
 
 def make_table(model_config) -> dict[str, parameters.Entry]:
@@ -48,4 +39,16 @@ def _published_name(path):
 def _published_shape(path, shape):
     """Returns the published shape of a parameter."""
     shape = parameters.to_torch_shape(path, shape)
-    return (*shape, 1, 1) if len(shape) == 2 else shape  # Linears are published as convolutions
+    # Linears are published as convolutions of 1x1.
+    return (*shape, 1, 1) if len(shape) == 2 else shape
+
+
+def read(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns published name -> array from both FILES in a directory.
+
+    Raises: FileNotFoundError; ValueError as `weights.read`.
+    """
+    tensors = {}
+    for name in FILES:
+        tensors |= weights.read(directory / name, "lpips")
+    return tensors

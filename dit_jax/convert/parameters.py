@@ -1,4 +1,6 @@
-"""Parameter trees from arrays under published names, which must cover the model exactly.
+"""Conversion of arrays under published names to parameters, and back, by a table of both.
+
+A table has an entry for every parameter of the model. A file must hold exactly its arrays.
 
 Published arrays have PyTorch's layouts: a convolution is [out, in, h, w], a Linear [out, in], and
 every block has arrays of its own. Here they are [h, w, in, out] and [in, out], and equal blocks are
@@ -18,12 +20,12 @@ from dit_jax.errors import UserError
 from dit_jax.system import files
 
 Shape = tuple[int, ...]
-# The last part of a parameter's path -> that of its published name; others are the same.
+# Last part of a parameter's path -> last part of its published name, where they differ.
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 class Entry(NamedTuple):
-    """A parameter's shape, and the published arrays that it is made of."""
+    """The shape of a parameter, and the published arrays that it is made from."""
 
     shape: Shape
     published: dict[str, Shape]  # name -> shape; one for each block if the blocks are stacked
@@ -36,13 +38,13 @@ def get_shapes(model_config) -> dict[str, Shape]:
 
 
 def to_torch_name(path: str) -> str:
-    """Returns a path in PyTorch's spelling: 'norm1/scale' is 'norm1.weight'."""
+    """Returns PyTorch's name of a parameter: 'norm1/scale' is 'norm1.weight'."""
     *modules, leaf = path.split("/")
     return ".".join([*modules, LEAVES.get(leaf, leaf)])
 
 
 def to_diffusers_name(path: str) -> str:
-    """Returns diffusers' name of a VAE's or a UNet's parameter.
+    """Returns diffusers' name of a parameter of a VAE or a UNet.
 
     'mid_block/resnets_0/norm1/scale' is 'mid_block.resnets.0.norm1.weight'.
     """
@@ -53,7 +55,7 @@ def to_diffusers_name(path: str) -> str:
 
 def to_linear_shape(path: str, shape: Shape) -> Shape:
     """Returns PyTorch's shape of a parameter of a Linear, a norm or an embedding."""
-    # Axes of heads, of q, k and v, or of the two parts of GEGLU are one axis in the file.
+    # In the file, one axis joins the heads, q, k and v, or the two parts of GEGLU.
     if path.endswith("/kernel"):
         return math.prod(shape[1:]), shape[0]
     return (math.prod(shape),) if path.endswith("/bias") else shape
@@ -68,17 +70,17 @@ def to_torch_shape(path: str, shape: Shape) -> Shape:
 
 def from_torch(path: str, array: np.ndarray) -> np.ndarray:
     """Returns a published array with its axes in the parameter's order."""
-    return array.transpose(_axes(path, array.ndim))
+    return array.transpose(_axis_order(path, array.ndim))
 
 
 def to_torch(path: str, array: np.ndarray, shape: Shape) -> np.ndarray:
-    """Returns a parameter, or one block's slice of it, in its published shape."""
-    axes = _axes(path, len(shape))
+    """Returns a parameter, or its slice of one block, in its published shape."""
+    axes = _axis_order(path, len(shape))
     array = array.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
     return np.ascontiguousarray(array)
 
 
-def _axes(path, rank):
+def _axis_order(path, rank):
     """Returns the published array's axes in the parameter's order."""
     if not path.endswith("kernel"):
         return tuple(range(rank))
@@ -94,14 +96,17 @@ def make_table(
 
     Args:
       published_name: parameter path -> name. If the blocks are stacked, {} is the block's number.
-      published_shape: (parameter path, shape of one block's slice) -> published shape.
+      published_shape: (parameter path, shape without the axis of blocks) -> published shape.
     """
     table = {}
     for path, shape in get_shapes(model_config).items():
         name = published_name(path)
-        depth, part = (shape[0], shape[1:]) if "{}" in name else (1, shape)
-        published = {name.format(i): published_shape(path, part) for i in range(depth)}
-        table[path] = Entry(shape, published)
+        if "{}" in name:
+            depth, *block_shape = shape
+        else:
+            depth, block_shape = 1, shape
+        shape_in_file = published_shape(path, tuple(block_shape))
+        table[path] = Entry(shape, {name.format(i): shape_in_file for i in range(depth)})
     return table
 
 
@@ -115,11 +120,11 @@ def to_params(
     table: Mapping[str, Entry],
     to_parameter: Callable[[str, np.ndarray], np.ndarray] = from_torch,
 ) -> dict:
-    """Returns the parameter tree, f32, made of exactly these published arrays.
+    """Returns the parameter tree, f32, of published arrays.
 
     Args:
       tensors: published name -> array.
-      table: as `make_table` returns it.
+      table: result of `make_table`.
       to_parameter: (parameter path, published array) -> the array with its axes in the parameter's
         order.
     Raises: ValueError as `check`.
@@ -136,29 +141,29 @@ def to_params(
 def check(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Shape]) -> None:
     """Raises unless the arrays have exactly the expected names and shapes, and finite values.
 
-    Raises: ValueError with the number and the first of missing names, unexpected names and wrong
-      shapes, or of the names with NaN or infinity.
+    Raises: ValueError that counts and lists missing names, unexpected names and wrong shapes, or
+      the names of arrays with NaN or infinity.
     """
     shapes = {name: tuple(np.shape(array)) for name, array in tensors.items()}
     missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
     unexpected = [f"{name} {shape}" for name, shape in shapes.items() if name not in expected]
-    differing = [
+    wrong_shapes = [
         f"{name} {shapes[name]} instead of {shape}"
         for name, shape in expected.items()
         if shapes.get(name, shape) != shape
     ]
-    if missing or unexpected or differing:
+    if missing or unexpected or wrong_shapes:
         raise UserError(
             "the checkpoint does not fit the model.\n"
             f"  missing ({len(missing)}): {files.list_some(missing)}\n"
             f"  unexpected ({len(unexpected)}): {files.list_some(unexpected)}\n"
-            f"  wrong shape ({len(differing)}): {files.list_some(differing)}\n"
+            f"  wrong shape ({len(wrong_shapes)}): {files.list_some(wrong_shapes)}\n"
             "Check the model's sizes in the config, and that the file holds this model."
         )
-    if broken := [name for name, array in tensors.items() if not np.isfinite(array).all()]:
+    if not_finite := [name for name, array in tensors.items() if not np.isfinite(array).all()]:
         raise UserError(
-            f"{len(broken)} of the checkpoint's {len(tensors)} tensors hold NaN or infinity, such "
-            f"as {files.list_some(broken[:3])}.\n"
-            "Download it again, and compare its SHA-256 with docs/weights.md; if that is right, "
-            "the model itself is broken."
+            f"{len(not_finite)} of the checkpoint's {len(tensors)} tensors hold NaN or infinity, "
+            f"such as {files.list_some(not_finite[:3])}.\n"
+            "Download the file again, and compare its SHA-256 with docs/weights.md. If the SHA-256 "
+            "is right, the model itself is broken."
         )

@@ -1,4 +1,4 @@
-"""Converter for diffusers' UNet2DConditionModel: names and sizes."""
+"""Converter for diffusers' UNet2DConditionModel."""
 
 import pathlib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ DEFAULTS = dict(
     transformer_layers_per_block=1,
     attention_head_dim=8,
 )
-# Fields about how an EMA was computed. diffusers writes them beside its weights.
+# Fields about how an EMA was computed, which diffusers writes into the config of EMA weights.
 EMA_FIELDS = (
     "decay",
     "inv_gamma",
@@ -73,7 +73,7 @@ CHOICES = dict(
     cross_attention_norm=(None,),
     addition_embed_type_num_heads=(64,),
 )
-# diffusers also allows a list here, with a number for each level. These must be equal.
+# Fields where diffusers also allows a list with a number for each level. The numbers must be equal.
 SAME_AT_ALL_LEVELS = ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block")
 # Field with a whole number above 0 -> its largest value.
 COUNTS = dict(
@@ -85,29 +85,32 @@ COUNTS = dict(
     transformer_layers_per_block=32,
 )
 MAX_LEVELS = 8
-BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
+BLOCK_TYPES = ("DownBlock2D", "CrossAttnDownBlock2D")
 
 
 def to_params(tensors: Mapping[str, np.ndarray], model_config) -> dict:
     """Returns the model's parameters from the published names; see `convert.load`."""
-    table = parameters.make_table(model_config, parameters.to_diffusers_name)
-    return parameters.to_params(_flatten_projections(tensors), table)
+    return parameters.to_params(_flatten_projections(tensors), make_table(model_config))
 
 
 def _flatten_projections(tensors):
-    """Returns the arrays with Linear projections into and out of the transformer blocks.
+    """Returns the arrays with Linears before and after the transformer blocks.
 
-    Old files have 1x1 convolutions there, which compute the same.
+    Older files have convolutions of 1x1 there, which compute the same.
     """
+    flat = dict(tensors)
+    for name, array in tensors.items():
+        if name.endswith(("proj_in.weight", "proj_out.weight")) and array.shape[2:] == (1, 1):
+            flat[name] = array[:, :, 0, 0]
+    return flat
 
-    def flatten(name, array):
-        is_projection = name.endswith(("proj_in.weight", "proj_out.weight"))
-        return array[:, :, 0, 0] if is_projection and array.shape[2:] == (1, 1) else array
 
-    return {name: flatten(name, array) for name, array in tensors.items()}
+def make_table(model_config) -> dict[str, parameters.Entry]:
+    """Returns parameter path -> published arrays."""
+    return parameters.make_table(model_config, parameters.to_diffusers_name)
 
 
-def read_config(source: pathlib.Path) -> ConfigDict:
+def read_model_config(source: pathlib.Path) -> ConfigDict:
     """Returns `config.model` from diffusers' config.json.
 
     Args:
@@ -118,42 +121,41 @@ def read_config(source: pathlib.Path) -> ConfigDict:
     config = _read_fields(weights.find_config(source, "unet"))
     channels = config["block_out_channels"]
     num_heads, head_dim = _get_heads(config["attention_head_dim"], channels)
-    return ConfigDict(
-        dict(
-            name="unet",
-            input_size=config["sample_size"],
-            in_channels=config["in_channels"],
-            base_channels=channels[0],
-            channel_mult=tuple(
-                c / channels[0] if c % channels[0] else c // channels[0] for c in channels
-            ),
-            blocks_per_level=config["layers_per_block"],
-            attention_levels=tuple(
-                i for i, kind in enumerate(config["down_block_types"]) if kind.startswith("Cross")
-            ),
-            transformer_depth=config["transformer_layers_per_block"],
-            num_heads=num_heads,
-            head_dim=head_dim,
-            context_size=config["cross_attention_dim"],
-            time_scale_shift=config["resnet_time_scale_shift"] == "scale_shift",
-            resample="conv",
-            norm_groups=config["norm_num_groups"],
-            norm_epsilon=float(config["norm_eps"]),
-            dropout=float(config["dropout"]),
-            condition="context",
-            num_classes=0,
-            null_condition=True,
-            **unet_presets.UNUSED_TEXT_FIELDS,  # nothing reads these with condition 'context'
-            learn_sigma=config["out_channels"] != config["in_channels"],
-            dtype="float32",
-            attention="auto",
-            remat="none",
-        )
+    model_config = dict(
+        name="unet",
+        input_size=config["sample_size"],
+        in_channels=config["in_channels"],
+        base_channels=channels[0],
+        channel_mult=tuple(
+            c / channels[0] if c % channels[0] else c // channels[0] for c in channels
+        ),
+        blocks_per_level=config["layers_per_block"],
+        attention_levels=tuple(
+            i for i, block in enumerate(config["down_block_types"]) if block.startswith("Cross")
+        ),
+        transformer_depth=config["transformer_layers_per_block"],
+        num_heads=num_heads,
+        head_dim=head_dim,
+        context_size=config["cross_attention_dim"],
+        time_scale_shift=config["resnet_time_scale_shift"] == "scale_shift",
+        resample="conv",
+        norm_groups=config["norm_num_groups"],
+        norm_epsilon=float(config["norm_eps"]),
+        dropout=float(config["dropout"]),
+        condition="context",
+        num_classes=0,
+        null_condition=True,
+        **unet_presets.UNUSED_TEXT_FIELDS,  # nothing reads these with condition 'context'
+        learn_sigma=config["out_channels"] != config["in_channels"],
+        dtype="float32",
+        attention="auto",
+        remat="none",
     )
+    return ConfigDict(model_config)
 
 
 def _read_fields(path):
-    """Returns the fields of config.json that describe the network, all of supported values."""
+    """Returns the fields of config.json that describe the network, with supported values."""
     fields.refuse_pipeline(path.parent, "unet", "unet")
     config = fields.read(path, fields.CONFIG_DESCRIPTION.format("diffusers"))
     fields.check_class(path, config.get("_class_name"), ["UNet2DConditionModel"])
@@ -175,45 +177,51 @@ def _read_fields(path):
 
 
 def _list_unsupported(config):
-    """Returns {field: what is supported} of the fields with unsupported values."""
-    wrong = fields.list_unsupported(config, COUNTS, CHOICES)
-    wrong |= {name: "not this field" for name in config.keys() - DEFAULTS.keys() - CHOICES.keys()}
+    """Returns {field: supported values, as a text} of the fields with an unsupported value."""
+    unsupported = fields.list_unsupported(config, COUNTS, CHOICES)
+    unknown = config.keys() - DEFAULTS.keys() - CHOICES.keys()
+    unsupported |= {name: "not this field" for name in unknown}
     if not (fields.is_number(config["norm_eps"]) and config["norm_eps"] > 0):
-        wrong["norm_eps"] = "a number above 0"
+        unsupported["norm_eps"] = "a number above 0"
     if not (fields.is_number(config["dropout"]) and 0 <= config["dropout"] < 1):
-        wrong["dropout"] = "a number in [0, 1)"
-    channels, kinds = config["block_out_channels"], config["down_block_types"]
-    # The checks below compute with these lists, so they return at the first invalid one.
+        unsupported["dropout"] = "a number in [0, 1)"
+    channels, block_types = config["block_out_channels"], config["down_block_types"]
+    # Later checks need both lists, so an invalid list ends the checks.
     is_list = isinstance(channels, list) and 0 < len(channels) <= MAX_LEVELS
     if not is_list or not all(map(fields.is_count, channels)):
-        return wrong | {"block_out_channels": f"a list of numbers above 0, up to {MAX_LEVELS}"}
-    are_known = isinstance(kinds, list) and all(kind in BLOCKS for kind in kinds)
-    if not are_known or len(kinds) != len(channels):
-        return wrong | {"down_block_types": f"{' or '.join(BLOCKS)} for each level"}
-    mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
+        unsupported["block_out_channels"] = f"a list of up to {MAX_LEVELS} numbers above 0"
+        return unsupported
+    is_list = isinstance(block_types, list) and len(block_types) == len(channels)
+    if not is_list or not all(block_type in BLOCK_TYPES for block_type in block_types):
+        unsupported["down_block_types"] = f"{' or '.join(BLOCK_TYPES)} for each level"
+        return unsupported
+    mirrored = [block_type.replace("Down", "Up") for block_type in reversed(block_types)]
     if config["up_block_types"] != mirrored:
-        wrong["up_block_types"] = f"those of the way down, {mirrored}"
+        unsupported["up_block_types"] = f"down_block_types in reverse, {mirrored}"
     if _get_heads(config["attention_head_dim"], channels) is None:
-        wrong["attention_head_dim"] = "the same number of heads, or width of heads, at all levels"
+        unsupported["attention_head_dim"] = (
+            "the same number of heads, or width of heads, at all levels"
+        )
     # Compared only when both are valid numbers.
     in_channels, out_channels = config["in_channels"], config["out_channels"]
-    if not wrong and out_channels not in (in_channels, 2 * in_channels):
-        wrong["out_channels"] = "in_channels, or twice that"
+    if not unsupported and out_channels not in (in_channels, 2 * in_channels):
+        unsupported["out_channels"] = "in_channels, or twice that"
         if in_channels == 9:
-            wrong["in_channels"] = "out_channels, without an inpainting UNet's mask and image"
-    return wrong
+            unsupported["in_channels"] = "out_channels, without an inpainting UNet's mask and image"
+    return unsupported
 
 
-def _get_heads(numbers, channels):
-    """Returns (num_heads, head_dim), one of which is 0; None if neither is the same at all levels.
+def _get_heads(attention_head_dim, channels):
+    """Returns (num_heads, 0) or (0, head_dim), the one that is the same at all levels.
 
-    `numbers` is diffusers' attention_head_dim, which in this model is the number of heads.
+    None if neither is. diffusers' attention_head_dim is the number of heads in this model.
     """
-    if not isinstance(numbers, list):
-        numbers = [numbers] * len(channels)
-    if len(numbers) != len(channels) or not all(map(fields.is_count, numbers)):
+    head_counts = attention_head_dim
+    if not isinstance(head_counts, list):
+        head_counts = [head_counts] * len(channels)
+    if len(head_counts) != len(channels) or not all(map(fields.is_count, head_counts)):
         return None
-    if len({*numbers}) == 1:
-        return numbers[0], 0
-    sizes = {c / heads for c, heads in zip(channels, numbers, strict=True)}
-    return (0, int(sizes.pop())) if len(sizes) == 1 else None
+    if len({*head_counts}) == 1:
+        return head_counts[0], 0
+    head_dims = {width / heads for width, heads in zip(channels, head_counts, strict=True)}
+    return (0, int(head_dims.pop())) if len(head_dims) == 1 else None

@@ -1,4 +1,4 @@
-"""Input pipeline: images, labels and captions from folders, TFDS and moments to batches.
+"""Input pipeline: images and their annotations from folders, TFDS and moments to batches.
 
 Nothing here needs an accelerator. Only `loader` imports JAX, so that workers start quickly.
 """

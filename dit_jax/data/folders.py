@@ -1,4 +1,4 @@
-"""Image folders as random-access records: encoded image bytes with a label or with captions.
+"""Image folders as random-access records: encoded image bytes with their annotations.
 
 The same rules hold wherever a folder of images is read; docs/data.md explains them:
 
@@ -14,7 +14,8 @@ The same rules hold wherever a folder of images is read; docs/data.md explains t
   the same class names. It is an error if a class folder has no images, if a split has an unknown
   class, or if an image is outside the class folders. A split that lacks a class is only reported.
 - A model without classes reads all images below the split, in subfolders or not.
-- A model with captions reads the images that `metadata.jsonl` lists, in that order.
+- A model with captions or further images reads the images that `metadata.jsonl` lists, in that
+  order. A further image of a record is a file of the split too; a line names it under its feature.
 
 Opening a folder checks all rules. One error lists all links that break a rule and all entries that
 cannot be read. Any other violation has an error of its own.
@@ -28,7 +29,7 @@ import unicodedata
 import numpy as np
 
 from dit_jax.config import sizes
-from dit_jax.data import captions, listing, pixels, sources
+from dit_jax.data import listing, metadata, pixels, sources
 from dit_jax.data.annotations import Annotations
 from dit_jax.errors import MissingFileError, UserError
 from dit_jax.system import files
@@ -36,26 +37,33 @@ from dit_jax.system import files
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folder(sources.Files):
-    """Random access to the N images of a split: `folder[i]` is a record."""
+    """Random access to the N records of a split: `folder[i]` is a record.
+
+    `names` are N files for the first of image_features, then N files for the next, and so on.
+    """
 
     class_names: tuple[str, ...] | None = None  # a label is an index into them
+    image_features: tuple[str, ...] = ("image",)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.names) // len(self.image_features)
 
     def __getitem__(self, index: int) -> dict:
-        """Returns {'image': encoded bytes, 'label': int}, plus the captions if there are any.
+        """Returns {'image': encoded bytes, 'label': int}, plus further images and the captions.
 
-        Raises: OSError if the file cannot be read; ValueError if it is too large.
+        Raises: OSError if a file cannot be read; ValueError if it is too large.
         """
-        record = {"image": pixels.read_file(self.path(index))}
+        record = {
+            feature: pixels.read_file(self.path(i * len(self) + index))
+            for i, feature in enumerate(self.image_features)
+        }
         # Without classes the label is 0, and the model ignores it.
         record["label"] = self.labels[index] if self.labels is not None else 0
         return record | (self.captions[index] if self.captions is not None else {})
 
 
 def open_split(data_config, split: str, annotations: Annotations) -> sources.Source:
-    """Opens a split of an image folder, with captions or labels if the annotations need them.
+    """Opens a split of an image folder with these annotations.
 
     Raises: FileNotFoundError if the split has no folder; ValueError if a link breaks the rules, if
       a folder cannot be read, if metadata.jsonl has invalid lines, or if the folders do not match
@@ -70,10 +78,16 @@ def open_split(data_config, split: str, annotations: Annotations) -> sources.Sou
             "folder, leave data.caption_feature empty. For captions, set model.condition. For "
             "neither, set model.num_classes=0 and model.null_condition=False."
         )
+    if annotations.images and num_classes:
+        raise UserError(
+            f"an image folder with further images, {', '.join(annotations.images)}, has no classes "
+            f"for model.num_classes={num_classes}. Set model.num_classes=0, or take a TFDS dataset."
+        )
+    reads_metadata = bool(feature or annotations.images)
     # metadata.jsonl is read, so the log does not count it as skipped.
-    listed = _scan(root, split, [".jsonl"] if feature else [])
-    if feature:
-        folder = _make_captioned_folder(listed, feature)
+    listed = _scan(root, split, [".jsonl"] if reads_metadata else [])
+    if reads_metadata:
+        folder = _make_folder_from_metadata(listed, annotations)
     elif num_classes:
         folder = _make_labelled_folder(listed, root, split, data_config.train_split, num_classes)
     else:
@@ -130,24 +144,24 @@ def check_output_outside_data(config, directory: pathlib.Path) -> None:
             raise UserError(
                 f"{files.printable(directory)} lies in the image folder "
                 f"{files.printable(split_folder)}, where it would be read as a class. Choose a "
-                "directory outside of it."
+                "directory outside of the image folder."
             )
 
 
 def normalize_class_name(name: str) -> str:
-    """Returns a class name in Unicode's NFC form. Class names are compared in this form."""
+    """Returns a class name in Unicode's form NFC, in which class names are compared."""
     return unicodedata.normalize("NFC", name)
 
 
 def _scan(root, split, expected=()):
-    """Lists a split, and logs the skipped files but those with a suffix in `expected`."""
-    listed = listing.scan(_split_folder(root, split), root)
+    """Lists a split, and logs the skipped files except those with a suffix in `expected`."""
+    listed = listing.scan(_find_split_folder(root, split), root)
     listing.report(listed, expected)
     return listed
 
 
-def _split_folder(root, split):
-    """Returns the path of a split's folder, after checking that it exists in the root."""
+def _find_split_folder(root, split):
+    """Returns the path of a split's folder, after a check that it exists in the root."""
     if os.path.isabs(split) or ".." in pathlib.PurePath(split).parts:
         raise UserError(
             f"the split {split!r} leads out of data.name={files.printable(root)}: it must be the "
@@ -175,21 +189,21 @@ def _make_labelled_folder(listed, root, split, train_split, num_classes):
             raise UserError(
                 f"{origin} has {listing.count(len(listed.names), 'image')} and no class folders, "
                 f"which model.num_classes={num_classes} needs. Move the images of each class into "
-                "a folder of its own. To train without labels, set model.num_classes=0, "
+                "a folder of their own. To train without labels, set model.num_classes=0, "
                 "model.null_condition=False and sample.cfg_scale=1."
             )
         return _make_folder(listed)
     # The training split defines the classes, so its subfolders are listed for any other split too.
     train_names, train_origin = listed.folders, origin
     if os.path.normpath(split) != os.path.normpath(train_split):
-        folder = _split_folder(root, train_split)
+        folder = _find_split_folder(root, train_split)
         train_names, train_origin = listing.list_folders(folder, root), listing.describe(folder)
     classes, folders = _normalize(train_names, train_origin), _normalize(listed.folders, origin)
     if unknown := [name for key, name in folders.items() if key not in classes]:
         raise UserError(
             f"{origin} has folders that are no classes of {train_origin}: "
             f"{files.list_some(unknown, listing.SHOWN)}. data.train_split={train_split!r} defines "
-            "the classes. Rename the folders as there, or remove them."
+            "the classes. Rename the folders, or remove them."
         )
     # A label is an index into the training split's classes. This split may spell their names in
     # another Unicode form, and its images are labelled by its own spelling.
@@ -243,23 +257,30 @@ def _label(listed, label_by_folder):
         raise UserError(
             f"{listed.origin} has folders without images: "
             f"{files.list_some(descriptions, listing.SHOWN)}. Every folder there is a class. Add "
-            f"images ({pixels.READ}) to these folders, or remove them."
+            f"images ({pixels.READ}) to these folders, or remove the folders."
         )
     return np.array([label_by_folder[name] for name in folders], np.int32)
 
 
-def _make_captioned_folder(listed, feature):
-    """Returns the Folder with the images that metadata.jsonl lists, and their captions."""
+def _make_folder_from_metadata(listed, annotations):
+    """Returns the Folder with the images of metadata.jsonl, their captions and further images."""
     index_by_name = {name: i for i, name in enumerate(listed.names)}
-    names, texts = captions.read(listed.folder / captions.NAME, feature, index_by_name)
-    if unlisted := len(listed.names) - len(names):
+    image_names = metadata.ImageNames(index_by_name)
+    feature, further = annotations.caption_feature, tuple(annotations.images)
+    parsers = dict.fromkeys(further, image_names.parse)
+    if feature:
+        parsers[feature] = metadata.parse_captions
+    rows = metadata.read(listed.folder / metadata.NAME, parsers, image_names)
+    names = [*rows, *(row[key] for key in further for row in rows.values())]
+    if unlisted := len(listed.names) - len(set(names)):
         images = listing.count(unlisted, "image")
-        sources.log_once(f"{listed.origin}: {images} left out, not in {captions.NAME}.")
+        sources.log_once(f"{listed.origin}: {images} left out, not in {metadata.NAME}.")
     order = np.array([index_by_name[name] for name in names], int)
     return Folder(
         listed.folder,
         names,
         listed.sizes[order],
         listed.times[order],
-        captions=[{feature: text} for text in texts],
+        captions=[{feature: row[feature]} for row in rows.values()] if feature else None,
+        image_features=("image", *further),
     )

@@ -1,7 +1,7 @@
 """The formats of image datasets by name: `config.data.source` chooses one.
 
 A format is a module with a function open_split(data_config, split, annotations), which returns a
-`Source`. A new one needs its module, a row of FORMATS and a word in configs/default.py.
+`Source`. A new format needs a module, a row of FORMATS, and its name in configs/default.py.
 """
 
 from dit_jax.data import folders, sources, tfds_data
@@ -22,8 +22,8 @@ def open_images(config, split: str, annotations: Annotations | None = None) -> s
     data = config.data
     if not data.name:
         raise UserError(
-            "data.name is empty: this config names no images. Set it, for a new run as "
-            "--config.data.name=NAME; of a converted model, data.source, data.name and "
+            "data.name is empty: this config names no images. For a new run, give "
+            "--config.data.name=NAME. For a converted model, set data.source, data.name and "
             "data.caption_feature in the config.json of its workdir."
         )
     if data.image_channels not in (1, 3):

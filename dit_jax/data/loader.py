@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from dit_jax.data import sources
+from dit_jax.data import pixels, sources
 from dit_jax.errors import UserError
 from dit_jax.system import stopping
 
@@ -25,7 +25,7 @@ Batch = sources.Batch
 
 @dataclasses.dataclass
 class _BatchReader:
-    """Function from i to batch i of this process; picklable, because worker processes run it."""
+    """Reader of this process's part of a batch; picklable, because worker processes run it."""
 
     gather: Callable[[np.ndarray], Batch]  # record indices [rows] -> batch
     num_images: int
@@ -35,52 +35,54 @@ class _BatchReader:
     batch_size: int  # of the global batch
     rows: np.ndarray  # this process's rows of the global batch
     captions_per_image: int
+    image_features: tuple[str, ...]  # the arrays that are mirrored
 
-    def __call__(self, i: int) -> Batch:
-        positions = i * self.batch_size + self.rows
-        epochs, places = np.divmod(positions, self.num_images)
-        indices = np.empty_like(places)
-        mirrored = np.zeros(len(places), bool)
-        caption = np.zeros(len(places), int)
+    def __call__(self, batch_index: int) -> Batch:
+        epochs, positions = np.divmod(batch_index * self.batch_size + self.rows, self.num_images)
+        images = np.empty_like(positions)  # image indices
+        mirrored = np.zeros(len(positions), bool)
+        captions = np.zeros(len(positions), int)  # indices of the drawn captions
         # A batch may span epochs; each epoch has its own permutation and random draws.
         for epoch in range(epochs[0], epochs[-1] + 1):
             within = epochs == epoch
-            indices[within] = _permutation(self.seed, epoch, self.num_images)[places[within]]
+            epoch_args, epoch_positions = (self.seed, epoch, self.num_images), positions[within]
+            images[within] = _draw_order(*epoch_args)[epoch_positions]
             if self.flip:
-                mirrored[within] = _flips(self.seed, epoch, self.num_images)[places[within]]
+                mirrored[within] = _draw_flips(*epoch_args)[epoch_positions]
             if self.captions_per_image > 1:
-                drawn = _captions(self.seed, epoch, self.num_images, self.captions_per_image)
-                caption[within] = drawn[places[within]]
+                drawn = _draw_captions(*epoch_args, self.captions_per_image)
+                captions[within] = drawn[epoch_positions]
         if self.views == 2:  # record 2i is image i, record 2i + 1 its mirror image
-            return with_caption(self.gather(2 * indices + mirrored), caption)
-        batch = with_caption(self.gather(indices), caption)
+            return with_caption(self.gather(2 * images + mirrored), captions)
+        batch = with_caption(self.gather(images), captions)
         if self.flip:
-            batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
+            for feature in self.image_features:
+                batch[feature][mirrored] = pixels.mirror(batch[feature][mirrored])
         return batch
 
 
 # NumPy never changes the streams of RandomState, so a resumed run draws the same numbers with any
 # NumPy version. The caches below hold two epochs because a batch may span two.
 @functools.lru_cache(maxsize=2)
-def _permutation(seed, epoch, size):
-    """Returns the image index at each position of an epoch, [size]."""
+def _draw_order(seed, epoch, size):
+    """Draws the image index at each position of an epoch, [size]."""
     return np.random.RandomState([seed, 0, epoch]).permutation(size)
 
 
 @functools.lru_cache(maxsize=2)
-def _flips(seed, epoch, size):
-    """Returns whether the image at each position of an epoch is mirrored, [size] bool."""
+def _draw_flips(seed, epoch, size):
+    """Draws whether the image at each position of an epoch is mirrored, [size] bool."""
     return np.random.RandomState([seed, 1, epoch]).rand(size) < 0.5
 
 
 @functools.lru_cache(maxsize=2)
-def _captions(seed, epoch, size, count):
-    """Returns the caption index in 0..count-1 at each position of an epoch, [size]."""
+def _draw_captions(seed, epoch, size, count):
+    """Draws the caption index in 0..count-1 at each position of an epoch, [size]."""
     return np.random.RandomState([seed, 2, epoch]).randint(count, size=size)
 
 
 def with_caption(batch: Batch, caption: np.ndarray | int = 0) -> Batch:
-    """Returns the batch with one of its captions [rows, K, ...] per image, by index."""
+    """Replaces the K captions of each image, [rows, K, ...], by the caption with this index."""
     captions = {name: batch[name] for name in ("tokens", "context") if name in batch}
     return {**batch, **{name: a[np.arange(len(a)), caption] for name, a in captions.items()}}
 
@@ -91,8 +93,8 @@ def gather(source: Sequence[Batch], indices: Sequence[int]) -> Batch:
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
-def _records(indices):
-    """Returns a batch of record indices alone, for examples that are already on the devices."""
+def _make_index_batch(indices):
+    """Returns a batch that holds only record indices; the devices hold the examples."""
     return {"record": indices.astype(np.int32)}
 
 
@@ -101,13 +103,13 @@ class _Cache:
 
     def __init__(self, source):
         self.source = source
-        self.known = np.zeros(len(source), bool)  # which examples are decoded
+        self.is_decoded = np.zeros(len(source), bool)
         self.arrays = None
         self.lock = threading.Lock()  # Grain's reader threads share the cache
 
     def gather(self, indices):
         with self.lock:
-            new = indices[~self.known[indices]]
+            new = indices[~self.is_decoded[indices]]
             if len(new):
                 self._decode(new)
         return {name: array[indices] for name, array in self.arrays.items()}
@@ -115,13 +117,13 @@ class _Cache:
     def _decode(self, indices):
         batch = gather(self.source, indices)
         if self.arrays is None:  # shapes and dtypes are only known from the first examples
-            shapes = {name: (len(self.known), *a.shape[1:]) for name, a in batch.items()}
+            shapes = {name: (len(self.source), *a.shape[1:]) for name, a in batch.items()}
             self.arrays = {n: np.empty(shape, batch[n].dtype) for n, shape in shapes.items()}
         for name, array in batch.items():
             self.arrays[name][indices] = array
-        self.known[indices] = True
+        self.is_decoded[indices] = True
 
-    def __reduce__(self):  # pickles no arrays: a worker process starts with an empty cache
+    def __reduce__(self):  # without the arrays: a worker process starts with an empty cache
         return _Cache, (self.source,)
 
 
@@ -134,13 +136,14 @@ class TrainIterator:
 
     Args:
       rows: this process's rows of the global batch, from `sharding.local_rows`.
-      state: the `state()` of an earlier iterator over the same data and seed, to continue from.
-    Raises: ValueError if the dataset size differs from the one in `state`, or if `data.flip` is
-      set for moments without mirror images.
+      state: the `state()` of an earlier iterator over the same data and seed, which this iterator
+        continues.
+    Raises: ValueError if `state` has another dataset size, or if `data.flip` is set for moments
+      without mirror images.
     """
 
     def __init__(self, source: sources.Source, config, rows: np.ndarray, state: dict | None = None):
-        # The order of records depends on the dataset size, so a resumed run needs the same size.
+        # The order of the records depends on their number, so a resumed run needs the same number.
         num_images = len(source) // source.views
         self._num_records = len(source)
         self._next_batch = 0
@@ -154,17 +157,17 @@ class TrainIterator:
             self._next_batch = state["next_batch"]
         if config.data.flip and source.kind == "moments" and source.views == 1:
             raise UserError(
-                f"data.flip mirrors images before the VAE, but {source.origin} holds no mirrors: "
-                "encode with data.flip, or set it to False."
+                f"data.flip mirrors images before the VAE, but {source.origin} holds no mirrors. "
+                "Encode with data.flip, or set data.flip=False."
             )
-        # The function that reads a batch of records, given their indices.
-        examples = functools.partial(gather, source)
         if source.on_device:
-            examples = _records
+            gather_records = _make_index_batch
         elif config.data.cache:
-            examples = _Cache(source).gather
-        read = _BatchReader(
-            examples,
+            gather_records = _Cache(source).gather
+        else:
+            gather_records = functools.partial(gather, source)
+        read_batch = _BatchReader(
+            gather_records,
             num_images,
             source.views,
             config.seed,
@@ -172,12 +175,13 @@ class TrainIterator:
             config.batch_size,
             rows,
             source.annotations.captions_per_image,
+            ("image", *source.annotations.images),
         )
-        # The elements of Grain's dataset are batch indices, so it starts at any batch at once.
+        # The elements of Grain's dataset are batch indices, so any batch can be the first.
         options = grain.ReadOptions(
             num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch_batches
         )
-        batches = grain.MapDataset.range(self._next_batch, sys.maxsize).map(read)
+        batches = grain.MapDataset.range(self._next_batch, sys.maxsize).map(read_batch)
         batches = batches.to_iter_dataset(options)
         if config.data.num_workers:
             # Grain's workers need parsed absl flags, and only a command parses them.
@@ -193,15 +197,14 @@ class TrainIterator:
         return self
 
     def __next__(self) -> Batch:
-        with (
-            stopping.block_signals()
-        ):  # the first call starts the workers, which must get no signals
+        # The first call starts the workers, which must get no signals.
+        with stopping.block_signals():
             batch = next(self._iterator)
         self._next_batch += 1
         return batch
 
     def state(self) -> dict[str, int]:
-        """Returns the state for a checkpoint: JSON values, equal in all processes."""
+        """Returns the state for a checkpoint, as JSON values; equal in all processes."""
         return {"next_batch": self._next_batch, "num_records": self._num_records}
 
 
@@ -210,8 +213,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields the batches of one pass in order, with 'weight' [rows] f32.
 
-    The last batch is filled up with record 0; the weight is 0 in these rows and 1 elsewhere. Only
-    the first `num_images` are read; None for all.
+    Record 0 fills up the last batch; the weight is 0 in these rows and 1 elsewhere.
+    Args: num_images, the number of images to read, from the first on; None for all.
     """
     num_images = num_images or len(source) // source.views
     for start in range(0, num_images, batch_size):

@@ -2,7 +2,7 @@
 
 All commands decode images here, so a file has the same pixels everywhere. They are the pixels as
 the file stores them. An EXIF orientation is not applied, because the published loaders of ImageNet
-do not apply it either. `orientation` reads it, so that it can be reported.
+do not apply it either. `orientation` reads it for a warning.
 """
 
 import io
@@ -25,14 +25,15 @@ READ = "PNG, JPEG, WEBP and BMP"  # FORMATS, for messages
 MAX_BYTES = 2**30  # the most bytes of a file
 MAX_PIXELS = 89_478_485  # the most pixels of an image: 256 MiB as RGB
 MAX_ENLARGED = 2**26  # the most pixels of an enlarged image before adm_crop cuts it
+TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels, the most that are decoded; make it smaller"
 
 ORIENTATION_WAY_OUT = (
     "pixels are taken as the file stores them. `mogrify -auto-orient FILE` of ImageMagick turns "
     "them for good."
 )
 
-# (first bytes, description) of files that are no images of FORMATS but may have such a suffix.
-_OTHERS = (
+# (first bytes, kind) of files that are no images of FORMATS but may have one of the SUFFIXES.
+_OTHER_KINDS = (
     (b"GIF8", "a GIF image"),
     (b"II*\0", "a TIFF image"),
     (b"MM\0*", "a TIFF image"),
@@ -53,7 +54,7 @@ _OTHERS = (
     (b"BM", "a damaged BMP, or no image"),
 )
 # Keys of Image.info whose values may have an orientation.
-_ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+_ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 
 def read_file(path: pathlib.Path) -> bytes:
@@ -74,8 +75,8 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
 def decode(contents: bytes) -> Image.Image:
     """Decodes an encoded image; from an animation, the first frame.
 
-    Raises: ValueError with the reason, for a format outside FORMATS, more than MAX_PIXELS, or
-      damaged contents. The caller adds the name of the file.
+    Raises: ValueError for a format outside FORMATS, more than MAX_PIXELS, or damaged contents. Its
+      message begins with "it": the caller names the file.
     """
     image = _open(io.BytesIO(contents))
     if image.format == "PNG":  # Pillow decodes damaged PNG files without an error
@@ -83,12 +84,12 @@ def decode(contents: bytes) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged files
-        raise UserError(_reason(error)) from error
+        raise UserError(_get_reason(error)) from error
     return image
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """Opens an image and reads its header alone.   Raises: ValueError as `decode`."""
+    """Opens an image and reads only its header.   Raises: ValueError as `decode`."""
     beginning = file.read(64)
     if not beginning:
         raise UserError("it is empty, 0 bytes")
@@ -96,50 +97,53 @@ def _open(file: BinaryIO) -> Image.Image:
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"it is {_kind(beginning)}; {READ} are read") from error
+        raise UserError(f"it is {_describe_kind(beginning)}; {READ} are read") from error
     except Image.DecompressionBombError as error:  # Pillow refuses more than twice MAX_PIXELS
-        raise UserError(_too_large()) from error
+        raise UserError(TOO_LARGE) from error
     except Exception as error:
-        raise UserError(_reason(error)) from error
+        raise UserError(_get_reason(error)) from error
     if math.prod(image.size) > MAX_PIXELS:
-        raise UserError(_too_large())
+        raise UserError(TOO_LARGE)
     return image
 
 
 def _silence_pillow():
-    """Hides Pillow's warnings; the ones that matter are errors in this module."""
+    """Hides Pillow's warnings. This module raises an error where one matters."""
     # A permanent filter for Pillow alone: warnings.catch_warnings is not safe in decoder threads.
     entry = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
     if entry not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _reason(error):
-    """Returns the text of an error without Pillow's file objects, whose addresses vary."""
+def _get_reason(error):
+    """Returns the message of an error without Pillow's file objects, whose addresses vary."""
     return re.sub(r" ?<_io\.[^>]*>", "", str(error)) or type(error).__name__
 
 
-def _too_large():
-    return f"it has more than {MAX_PIXELS:,} pixels, the most that are decoded; make it smaller"
-
-
-def _kind(beginning):
-    """Returns what a file is, judged by its first bytes, if Pillow cannot open it."""
+def _describe_kind(beginning):
+    """Returns the kind of a file that Pillow cannot open, judged by its first bytes."""
     if beginning[4:8] == b"ftyp":  # ISO media container; its brand follows
         return "an AVIF image" if beginning[8:11] == b"avi" else "a HEIC image or a video"
-    text = "HTML, SVG or XML" if beginning.lstrip().startswith(b"<") else "no image"
-    return next((kind for first, kind in _OTHERS if beginning.startswith(first)), text)
+    for first_bytes, kind in _OTHER_KINDS:
+        if beginning.startswith(first_bytes):
+            return kind
+    return "HTML, SVG or XML" if beginning.lstrip().startswith(b"<") else "no image"
 
 
 def orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation of a decoded image, 1 to 8; 1 (upright) if it has none."""
-    if not _ORIENTED.intersection(image.info):
+    if not _ORIENTATION_KEYS.intersection(image.info):
         return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF is no reason to refuse the pixels
         return 1
     return value if value in range(2, 9) else 1
+
+
+def mirror(images: np.ndarray) -> np.ndarray:
+    """Mirrors images [..., W, C] left to right."""
+    return images[..., ::-1, :]
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -166,11 +170,9 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 def adm_crop(image: Image.Image, size: sizes.Size) -> Image.Image:
     """Crops the centre of an image as published: halve with BOX, resize with BICUBIC, cut.
 
-    An image is resized so that it just covers the size. The published code takes only squares; this
-    function also takes (height, width).
-
-    If the resized image would have more than MAX_ENLARGED pixels, it is cut first. The result is
-    the same up to rounding, and the memory stays bounded.
+    The resized image just covers the size. The published code takes only squares; this function
+    also takes (height, width). An image that would have more than MAX_ENLARGED pixels after the
+    resize is cut before it. The result is the same up to rounding, and the memory stays bounded.
     Source: Dhariwal & Nichol 2021 (ADM); all published DiT results use this crop.
     """
     height, width = sizes.height_and_width(size)
@@ -188,28 +190,30 @@ def adm_crop(image: Image.Image, size: sizes.Size) -> Image.Image:
 
 
 def _resize(image, size, resample):
-    # The width first, in a separate step. Pillow 13 resizes the height of tall images first, so its
-    # rounding differs from earlier versions, with which the published numbers were computed.
+    # The width first, in a step of its own, as in earlier versions of Pillow, with which the
+    # published numbers were computed. Pillow 13 takes the height of tall images first, and so
+    # rounds in another way.
     return image.resize((size[0], image.height), resample).resize(size, resample)
 
 
 def _cut_and_resize(image, scaled, sides):
-    """Returns the centre of the image resized to `scaled`, without computing the rest.
+    """Returns the centre of the image resized to `scaled`, without computing the margins.
 
     Args:
       scaled: (width, height) of the whole resized image.
       sides: (width, height) of the centre.
     """
-    cut, boxes = [], []
-    for side, resized, size in zip(image.size, scaled, sides, strict=True):
-        start = (resized - size) // 2 * (side / resized)  # in pixels of the original image
-        stop = start + size * (side / resized)
+    cuts, boxes = [], []  # [(start, stop)] of the width and of the height
+    for side, scaled_side, centre_side in zip(image.size, scaled, sides, strict=True):
+        unit = side / scaled_side  # pixels of the original image per pixel of the resized one
+        start = (scaled_side - centre_side) // 2 * unit
+        stop = start + centre_side * unit
         # BICUBIC reads two pixels to either side, or four when it shrinks to no less than half.
         first, last = max(0, math.floor(start) - 6), min(side, math.ceil(stop) + 6)
-        cut.append((first, last))
+        cuts.append((first, last))
         # Relative to the cut, because Pillow stores a box in float32, which rounds large numbers.
         boxes.append((start - first, min(stop - first, last - first)))
-    (left, right), (top, bottom) = cut
+    (left, right), (top, bottom) = cuts
     (x_0, x_1), (y_0, y_1) = boxes
     image = image.crop((left, top, right, bottom))
     # The width first, as in `_resize`.

@@ -21,17 +21,17 @@ PIECE, BLOCK = 2**16, 2**20  # the most bytes given to zlib and taken from it in
 
 
 def check(contents: bytes) -> None:
-    """Raises unless all checksums are right and the pixel data has the size in the header.
+    """Checks that all checksums are right and that the pixel data has the size in the header.
 
     Args:
       contents: the bytes of a file that begins as a PNG. Bytes after its last chunk are ignored.
-    Raises: ValueError that says what is damaged.
+    Raises: ValueError with the damage.
     """
-    chunks = _chunks(memoryview(contents))
+    chunks = _read_chunks(memoryview(contents))
     kind, header = next(chunks)
     if kind != b"IHDR" or len(header) != 13:
         raise UserError("it is a damaged PNG, without its header")
-    expected, kinds = _num_bytes(header), {b"IHDR"}
+    expected, kinds = _count_bytes(header), {b"IHDR"}
     for kind, run in itertools.groupby(chunks, lambda chunk: chunk[0]):
         if kind == b"IHDR":
             raise UserError("it is a damaged PNG, with two headers")
@@ -45,17 +45,17 @@ def check(contents: bytes) -> None:
         raise UserError("it is a damaged PNG, without pixels")
 
 
-def _chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+def _read_chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """Yields (kind, data) of the chunks of a PNG."""
     start, kind = 8, b""  # the signature of a PNG has 8 bytes
     while kind != b"IEND":
         # A chunk has 4 bytes of length, 4 of kind, its data, and 4 of CRC-32 over kind and data.
         if len(contents) < start + 12:
-            raise UserError("it is a truncated PNG: its end is not there")
+            raise UserError("it is a truncated PNG, without its end")
         length, kind = struct.unpack_from(">I4s", contents, start)
         end = start + 8 + length
         if len(contents) < end + 4:
-            raise UserError("it is a truncated or damaged PNG: a chunk is longer than it")
+            raise UserError("it is a truncated or damaged PNG: a chunk is longer than the file")
         if zlib.crc32(contents[start + 4 : end]) != int.from_bytes(contents[end : end + 4]):
             name = kind.decode() if kind.isalpha() else "unknown"
             raise UserError(f"it is a damaged PNG: the checksum of its {name} chunk is wrong")
@@ -63,7 +63,7 @@ def _chunks(contents: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         start = end + 4
 
 
-def _num_bytes(header):
+def _count_bytes(header):
     """Returns the size of the unpacked pixel data, which has one filter byte before each row."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if colour not in CHANNELS:
@@ -81,7 +81,7 @@ def _check_pixels(parts: Iterable[memoryview], expected: int) -> None:
     Args:
       parts: the data of consecutive IDAT chunks, which together are one stream.
     """
-    # In small pieces, and hardly further than `expected`: a hostile stream may unpack to far more.
+    # In small pieces, and hardly beyond `expected`: a hostile stream may unpack to far more.
     stream, count = zlib.decompressobj(), 0
     pieces = (part[i : i + PIECE] for part in parts for i in range(0, len(part), PIECE))
     try:
@@ -95,7 +95,7 @@ def _check_pixels(parts: Iterable[memoryview], expected: int) -> None:
     except zlib.error as error:
         raise UserError(f"it is a damaged PNG: its pixels cannot be unpacked: {error}") from error
     if count != expected or not stream.eof:
-        number = f"more than {expected:,}" if count > expected else f"{count:,}"
+        shown = f"more than {expected:,}" if count > expected else f"{count:,}"
         raise UserError(
-            f"it is a damaged PNG: its pixels are {number} bytes, not the {expected:,} of its size"
+            f"it is a damaged PNG: its pixels are {shown} bytes, not the {expected:,} of its size"
         )

@@ -1,4 +1,4 @@
-"""Datasets with random access to examples: images or moments, with a label or captions.
+"""Datasets with random access to examples: images or moments, with their annotations.
 
 `formats` opens images. Moments are the VAE outputs that `dit_jax.encode` wrote; `latents` opens
 them.
@@ -26,15 +26,16 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files:
-    """The F files of a split, in the order of its records. `workdirs.identity` compares them."""
+    """The F files of a split. `workdirs.identity` compares them."""
 
     root: pathlib.Path
     names: Sequence[str]  # F paths relative to root, with "/" as separator
     sizes: np.ndarray  # [F] int64, in bytes
     times: np.ndarray  # [F] int64, times of the last change (ctime) in ns
-    # The first record and the number of records of each file; None if file i is record i.
+    # The first record and the number of records of each file; None if file i is the image of
+    # record i.
     ranges: Sequence[tuple[int, int]] | None = None
-    # One label or {feature: caption or list of captions} per record, if they are not in the files.
+    # One label or {feature: caption or list of captions} per record; None if the files hold them.
     labels: Sequence[int] | None = None
     captions: Sequence[dict] | None = None
 
@@ -47,8 +48,7 @@ class Files:
 class Source:
     """Random access to decoded examples: 'image' [H, W, C] uint8 or 'moments' f16, and annotations.
 
-    `records[i]` holds encoded image bytes or moments, and a label. `describe(i)` is its name in
-    error messages.
+    `records[i]` holds encoded image bytes or moments, and annotations.
     """
 
     records: Sequence
@@ -72,35 +72,49 @@ class Source:
         example = self.annotations.read(record, lambda: self.describe(index))
         if self.kind == "moments":
             return {"moments": np.asarray(record["moments"], np.float16), **example}
-        return {"image": self._decode(record["image"], index), **example}
+        return {**self._decode(record, index), **example}
 
-    def _decode(self, contents, index):
-        """Decodes and crops an image to [H, W, C] uint8."""
-        height, width, channels = self.image_shape
-        try:
-            image = pixels.decode(contents)
-            if pixels.orientation(image) != 1:
-                log_once(
-                    f"{self.origin}: some images have an EXIF orientation, such as "
-                    f"{self.describe(index)}. It is not applied: {pixels.ORIENTATION_WAY_OUT}",
-                    key=("orientation", self.origin),
-                )
-            if image.width < width or image.height < height:
-                size = sizes.show((height, width))
-                log_once(
-                    f"{self.origin}: some images are smaller than data.image_size, {size}; they "
-                    "are enlarged."
-                )
-            image = pixels.to_channels(image, channels)
-            image = pixels.adm_crop(image, (height, width))
-        except MemoryError as error:  # the machine is short of memory; the file may be fine
-            text = f"for {self.describe(index)}, cropped to {height} x {width} pixels"
-            raise MemoryError(text) from error
-        except ValueError as error:
-            raise UserError(
-                f"cannot read the image of {self.describe(index)}: {error}. Remove or repair it."
-            ) from error
-        return np.asarray(image, np.uint8).reshape(self.image_shape)
+    def _decode(self, record, index):
+        """Decodes and crops the images of a record: {feature: [H, W, channels] uint8}."""
+        *size, channels = self.image_shape
+        arrays, expected_size = {}, None
+        for feature, num_channels in {"image": channels, **self.annotations.images}.items():
+            try:
+                image = pixels.decode(record[feature])
+                # The same crop of further images needs the same size.
+                expected_size = expected_size or image.size
+                if image.size != expected_size:
+                    raise UserError(
+                        f"its width and height {image.size} differ from the image's, "
+                        f"{expected_size}"
+                    )
+                self._warn(image, size, index)
+                image = pixels.adm_crop(pixels.to_channels(image, num_channels), size)
+            except MemoryError as error:  # the machine is short of memory; the file may be fine
+                message = f"for {self.describe(index)}, cropped to {sizes.show(size)} pixels"
+                raise MemoryError(message) from error
+            except ValueError as error:
+                raise UserError(
+                    f"cannot read the {feature} of {self.describe(index)}: {error}. Remove or "
+                    "repair it."
+                ) from error
+            arrays[feature] = np.asarray(image, np.uint8).reshape(*size, num_channels)
+        return arrays
+
+    def _warn(self, image, size, index):
+        """Warns, once per dataset, of images that are turned or smaller than the crop."""
+        height, width = size
+        if pixels.orientation(image) != 1:
+            log_once(
+                f"{self.origin}: some images have an EXIF orientation, such as "
+                f"{self.describe(index)}. It is not applied: {pixels.ORIENTATION_WAY_OUT}",
+                key=("orientation", self.origin),
+            )
+        if image.width < width or image.height < height:
+            log_once(
+                f"{self.origin}: some images are smaller than data.image_size, "
+                f"{sizes.show(size)}; they are enlarged."
+            )
 
     def captions(self, index: int) -> list[str]:
         """Returns `annotations.captions_per_image` captions of an image.
@@ -117,9 +131,7 @@ class Source:
         except Exception as error:
             way_out = "If a shard was cut, remove it and build the dataset again."
             if self._has_file_per_record():
-                way_out = (
-                    "Put the file back as it was: the data order depends on every one of them."
-                )
+                way_out = "Put the file back as it was: the order of the data depends on all files."
             raise UserError(f"cannot read {self.describe(index)}: {error}. {way_out}") from error
 
     def describe(self, index: int) -> str:

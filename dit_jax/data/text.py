@@ -22,10 +22,10 @@ WORD_END = "</w>"
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 MAX_LENGTH = 2**16  # tokens of a caption
 MAX_TOKENS = 2**20  # tokens of a vocabulary
-WARNINGS = 100  # the most warnings about captions that are too long
-# Captions that had a warning. One more than WARNINGS are kept, for the note that warnings end.
-_cut = set()
-FILE = "tokenizer.json"  # its name in the workdir of a text encoder
+MAX_WARNINGS = 100  # the most warnings about captions that are too long
+# Captions that had a warning. One more than MAX_WARNINGS marks that the last warning was logged.
+_warned = set()
+FILE = "tokenizer.json"  # name of the tokenizer's file in the workdir of a text encoder
 SOURCE = (
     "CLIP's repositories have vocab.json and merges.txt beside the weights, Stable Diffusion's in "
     "the folder tokenizer/."
@@ -55,13 +55,13 @@ PADDING = schemas.object_of(
 class WordTokenizer:
     """Tokenizer that hashes words to ids, for text models trained in this project.
 
-    There is no vocabulary. The id of a word, ignoring case, is computed from its CRC-32, one of
-    vocab_size - 1 ids. Few words share an id if there are many more ids than words. A punctuation
-    mark is a word. PAD follows the last word.
+    There is no vocabulary. The id of a word, ignoring case, is its CRC-32 modulo vocab_size - 1,
+    plus 1. Few words share an id if there are many more ids than words. A punctuation mark is a
+    word. PAD follows the last word.
     """
 
     def __init__(self, length: int, vocab_size: int):
-        """Creates a tokenizer to rows of `length` ids, of which there are `vocab_size` with PAD.
+        """Creates a tokenizer to rows of `length` ids, each in 0..vocab_size - 1.
 
         Raises: ValueError for a length below 1 or a vocab_size below 2.
         """
@@ -91,7 +91,7 @@ class WordTokenizer:
         return tokens
 
     def _id(self, word):
-        # CRC-32, because Python's own hash differs between processes. 1 + keeps clear of PAD.
+        # CRC-32, because Python's own hash differs between processes. 1 + avoids PAD.
         return 1 + zlib.crc32(word.lower().encode()) % (self.vocab_size - 1)
 
 
@@ -135,12 +135,12 @@ class ClipTokenizer:
         ids = [i for i in vocab.values() if type(i) is int and 0 <= i < MAX_TOKENS]
         if len({*ids}) < len(vocab):
             raise UserError(
-                f"the vocabulary of {len(vocab)} tokens has {len({*ids})} different numbers from 0 "
-                f"to {MAX_TOKENS - 1} for them: each token must have one of its own. {SOURCE}"
+                f"the vocabulary of {len(vocab)} tokens has {len({*ids})} different ids from 0 to "
+                f"{MAX_TOKENS - 1}. Each token must have an id of its own. {SOURCE}"
             )
         self.length = length
         self.vocab_size = max(vocab.values()) + 1
-        # Normalisation and splitting in the order of CLIP: NFC, lower case, words, then bytes.
+        # In CLIP's order: NFC, lower case, words, then bytes.
         self._tokenizer = tokenizers.Tokenizer(_byte_pairs(vocab, merges))
         self._tokenizer.normalizer = tokenizers.normalizers.Sequence(
             [tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()]
@@ -152,7 +152,7 @@ class ClipTokenizer:
                 tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        # pad is not added as a special token, or a "!" in a caption would become padding.
+        # pad is no special token: a "!" in a caption would become padding.
         self._tokenizer.add_special_tokens([START, END])
         self._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=[START, "$A", END],
@@ -167,62 +167,64 @@ class ClipTokenizer:
     ) -> "ClipTokenizer":
         """Loads a tokenizer from CLIP's vocab.json and merges.txt.
 
-        Raises: FileNotFoundError; ValueError for a damaged file, for tokens that
-          added_tokens.json in the same directory adds, or as the constructor.
+        Raises: FileNotFoundError; ValueError for a damaged file, for new tokens in
+          added_tokens.json of the same directory, or as the constructor.
         """
         try:
-            lines = _read(merges).decode("utf-8-sig").splitlines()
+            lines = _read_file(merges).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(
                 f"cannot read {files.printable(merges)}: {error}. Get it again: {SOURCE}"
             ) from error
         pairs = []
-        for number, line in enumerate(lines, 1):
+        for line_number, line in enumerate(lines, 1):
             if line.startswith("#version") or not line:
                 continue
             if len(pair := line.split(" ")) != 2:
                 raise UserError(
-                    f"{files.printable(merges)}, line {number}, is not a pair of tokens: "
+                    f"{files.printable(merges)}, line {line_number}, is not a pair of tokens: "
                     f"{line[:100]!r}."
                 )
             pairs.append(tuple(pair))
-        # Without a check, added tokens would silently be split like other words.
-        ids, added = _read_json(vocab), vocab.parent / "added_tokens.json"
-        if added.is_file():
-            _refuse_added(added, _read_json(added), ids)
+        # Without this check, added tokens would silently be split like other words.
+        ids, added_path = _read_json(vocab), vocab.parent / "added_tokens.json"
+        if added_path.is_file():
+            _refuse_added_tokens(added_path, _read_json(added_path), ids)
         return cls(ids, pairs, length, pad)
 
     @classmethod
     def load(cls, path: pathlib.Path, length: int | None = None, pad: str = END) -> "ClipTokenizer":
         """Loads a tokenizer from a tokenizer.json.
 
-        Only the vocabulary, the merges and the padding are read, so files that `save` did not
-        write are accepted too. Without a length, length and pad are taken from the file.
+        Only the vocabulary, the merges and the padding are read, so the file may have other
+        contents than `save` writes. Without a length, the file gives length and pad.
         Raises: FileNotFoundError; ValueError for a damaged file, another kind of tokenizer, or
           tokens that are added to its vocabulary.
         """
         contents, shown = _read_json(path), files.printable(path)
         model, added = contents.get("model"), contents.get("added_tokens", [])
-        wrong = schemas.invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
-        if wrong := wrong + ["added_tokens"] * (not ADDED_TOKENS(added)):
+        invalid = schemas.list_invalid_keys(model, MODEL) if isinstance(model, dict) else ["model"]
+        if not ADDED_TOKENS(added):
+            invalid.append("added_tokens")
+        if invalid:
             raise UserError(
-                f"{shown} is not CLIP's, a model 'BPE' with words that end in {WORD_END!r}: its "
-                f"{', '.join(wrong)} are other values. {SOURCE}"
+                f"{shown} is not the tokenizer of CLIP, a model 'BPE' whose words end in "
+                f"{WORD_END!r}. These keys have other values: {', '.join(invalid)}. {SOURCE}"
             )
         if length is None:
             padding = contents.get("padding")
             if not PADDING(padding):
                 raise UserError(
-                    f"{shown} does not tell to which length captions are padded, and with what; "
-                    "that of a workdir does: python -m dit_jax.convert clip writes it."
+                    f"{shown} has neither the length to which captions are padded nor the padding "
+                    "token. Take the file of a workdir that python -m dit_jax.convert clip wrote."
                 )
             length, pad = padding["strategy"]["Fixed"], padding["pad_token"]
-        _refuse_added(path, [token["content"] for token in added], model["vocab"])
+        _refuse_added_tokens(path, [token["content"] for token in added], model["vocab"])
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         return cls(model["vocab"], [tuple(pair) for pair in merges], length, pad)
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes a tokenizer.json, which `load` and the library tokenizers can read."""
+        """Writes a tokenizer.json for `load` and for the library tokenizers."""
         path.write_text(self._tokenizer.to_str(), encoding="utf-8")
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
@@ -234,7 +236,7 @@ class ClipTokenizer:
         encodings = self._tokenizer.encode_batch(list(captions))
         for caption, encoding in zip(captions, encodings, strict=True):
             if encoding.overflowing:
-                _, (cut, _), *_ = encoding.overflowing[0].offsets  # the first offset is of START
+                (cut, _) = encoding.overflowing[0].offsets[1]  # offsets[0] is of START
                 # The cut may be inside a word; the warning shows this word as a whole.
                 start = re.search(r"\S*$", caption[:cut]).start()
                 _warn_of_cut(caption, start, self.length)
@@ -249,19 +251,19 @@ def load_tokenizer(workdir: pathlib.Path) -> ClipTokenizer:
     """
     if not (workdir / FILE).is_file():
         raise MissingFileError(
-            f"no {workdir / FILE}: python -m dit_jax.convert clip SRC NEW_WORKDIR writes one; copy "
-            "it from there, or from another workdir of the same text encoder."
+            f"no {workdir / FILE}. python -m dit_jax.convert clip SRC NEW_WORKDIR writes one. Copy "
+            "the file from there, or from another workdir of the same text encoder."
         )
     return ClipTokenizer.load(workdir / FILE)
 
 
-def _refuse_added(path, tokens, vocab):
+def _refuse_added_tokens(path, tokens, vocab):
     """Raises a ValueError if some of the tokens are not in the vocabulary."""
-    if others := sorted(set(tokens) - vocab.keys()):
+    if added := sorted(set(tokens) - vocab.keys()):
         raise UserError(
-            f"{files.printable(path)} adds {files.list_some(others, 3)} to the vocabulary, as "
-            "textual inversion does; such tokens are not supported: without them there, they are "
-            "cut like other words."
+            f"{files.printable(path)} adds {files.list_some(added, 3)} to the vocabulary, as "
+            "textual inversion does. Added tokens are not supported. Remove them from the file: "
+            "then they are split like other words."
         )
 
 
@@ -280,18 +282,18 @@ def _byte_pairs(vocab, merges):
 
 
 def _warn_of_cut(caption, start, length):
-    """Warns, once per caption, which words are lost: those from the character `start` on."""
-    if caption in _cut or len(_cut) > WARNINGS:
+    """Warns, once per caption, that the words from the character `start` on are lost."""
+    if caption in _warned or len(_warned) > MAX_WARNINGS:
         return
-    _cut.add(caption)
-    if len(_cut) > WARNINGS:  # a dataset may have millions of long captions
+    _warned.add(caption)
+    if len(_warned) > MAX_WARNINGS:  # a dataset may have millions of long captions
         logger.warning("more captions are cut to %d tokens; these are not named", length)
     else:
         lost = caption[start:]
         logger.warning("caption cut to %d tokens; lost: %r of %r", length, lost, caption)
 
 
-def _read(path):
+def _read_file(path):
     """Returns the bytes of a file.   Raises: FileNotFoundError; ValueError if it is too large."""
     if not path.is_file():
         raise MissingFileError(f"no {files.printable(path)}: {SOURCE}")
@@ -306,8 +308,10 @@ def _read(path):
 
 def _read_json(path):
     """Returns the JSON object in a file of the tokenizer."""
-    what = "a file of CLIP's tokenizer, as it is beside the weights"
-    value = json_files.parse_json(_read(path), files.printable(path), what)
+    expected = "a file of CLIP's tokenizer, from the same place as the weights"
+    value = json_files.parse_json(_read_file(path), files.printable(path), expected)
     if not isinstance(value, dict):
-        raise UserError(f"cannot read {files.printable(path)}: it is no object. It must be {what}.")
+        raise UserError(
+            f"cannot read {files.printable(path)}: it is no object. It must be {expected}."
+        )
     return value

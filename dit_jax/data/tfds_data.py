@@ -1,8 +1,8 @@
 """Prepared TFDS datasets: checked before TFDS opens them, then read with random access.
 
-A dataset's files name the classes that decode its features, and TFDS imports these classes. A
-downloaded dataset could run any code this way. So TFDS may open a directory only if all classes
-named in it are TFDS's own.
+A dataset's files name the classes that decode its features, and TFDS imports these classes. In
+this way a downloaded dataset could run any code. So TFDS may open a directory only if its files
+name no other classes than TFDS's own.
 """
 
 import pathlib
@@ -22,8 +22,8 @@ DATASETS = ("digits", "openmoji")  # modules of dit_jax.datasets
 DESCRIPTIONS = ("features.json", "dataset_info.json")
 FEATURE_CLASS = re.compile(r"tensorflow_datasets\.core\.features\.\w+\.\w+", re.ASCII)
 CLASS_KEYS = ("pythonClassName", "python_class_name")
-# NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION. TFDS has more kinds of names, which are
-# refused: one kind uses the network, others pass arguments to a builder.
+# NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION. TFDS's other kinds of names are refused:
+# they use the network or pass arguments to a builder.
 NAME = re.compile(r"([A-Za-z]\w*)(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII)
 
 
@@ -48,7 +48,7 @@ def open_split(data_config, split: str, annotations: Annotations) -> sources.Sou
     builder = open_builder(data_config.name, data_config.data_dir, "image", build_command)
     annotations.check_features(builder.info.features, data_config.name)
     class_names = read_class_names(builder, annotations.num_classes)
-    records, origin, shards = read_split(builder, split, "image", build_command)
+    records, origin, shards = read_split(builder, split, build_command)
     return sources.Source(
         records,
         "image",
@@ -76,7 +76,8 @@ def open_builder(name: str, data_dir: str, feature: str, build_command: str):
     # Imported here because it takes most of a second and image folders do not need it.
     import tensorflow_datasets as tfds
 
-    directory = files.to_path(name, "data.name" if feature == "image" else "latents.moments")
+    is_moments = feature == "moments"
+    directory = files.to_path(name, "latents.moments" if is_moments else "data.name")
     data_dir = data_dir and str(files.to_path(data_dir, "data.data_dir"))
     for path in filter(None, (name, data_dir)):
         files.check_utf8(pathlib.Path(path))
@@ -91,20 +92,18 @@ def open_builder(name: str, data_dir: str, feature: str, build_command: str):
         builder = _find_builder(tfds, name, data_dir)
     # TFDS also has builders for datasets that are not prepared, so the directory is checked too.
     if builder is None or not pathlib.Path(builder.data_dir).is_dir():
-        can_build = (
-            builder is not None or name.partition("/")[0] in DATASETS or feature == "moments"
-        )
+        can_build = builder is not None or name.partition("/")[0] in DATASETS or is_moments
         build_hint = f" Build it with `{build_command}`." if can_build else ""
         raise MissingFileError(
             f"no prepared TFDS dataset {files.printable(name)!r} in "
-            f"{data_dir or tfds.core.constants.DATA_DIR}.{build_hint} If it is elsewhere, set "
-            "data.data_dir, or set the name to the directory of the prepared dataset."
+            f"{data_dir or tfds.core.constants.DATA_DIR}.{build_hint} If the dataset is elsewhere, "
+            "set data.data_dir, or set the name to the directory of the prepared dataset."
         )
     if feature not in builder.info.features:
         known = ", ".join(map(files.printable, builder.info.features))
         raise UserError(
-            f"dataset {files.printable(name)!r} has no feature {feature!r}, only {known}. Check "
-            "latents.source."
+            f"dataset {files.printable(name)!r} has no feature {feature!r}, only {known}. Set "
+            "latents.source to what the dataset holds."
         )
     return builder
 
@@ -121,13 +120,13 @@ def _find_builder(tfds, name, data_dir):
             _check_directory(path.parent)
     try:
         return tfds.builder(name, data_dir=data_dir or None)
-    # For unknown names and damaged descriptions, Protocol Buffers and TFDS raise all kinds.
+    # Protocol Buffers and TFDS raise all kinds of exceptions for unknown or damaged datasets.
     except Exception:
         return None
 
 
 def _check_directory(directory):
-    """Refuses a directory with pipes or devices (OSError), or with foreign classes (ValueError)."""
+    """Checks for pipes and devices (OSError) and for foreign classes (ValueError)."""
     files.check_tree(directory)
     check_descriptions(directory)
 
@@ -142,7 +141,7 @@ def _make_damaged_error(directory, error, build_command):
 
 
 def _first_line(error):
-    """Returns the first line of an error's message, for another message."""
+    """Returns the first line of an error's message."""
     return files.printable((str(error).splitlines() or [""])[0][:200])
 
 
@@ -160,32 +159,32 @@ def check_descriptions(directory: pathlib.Path) -> None:
             if not FEATURE_CLASS.fullmatch(class_name) or "_test." in class_name:
                 raise UserError(
                     f"{files.printable(path)} names the class {files.printable(class_name)}, which "
-                    "is not one of TFDS's features. TFDS would import it, and so run code that "
-                    "comes with the data. If you trust the data, build the dataset again with "
-                    "TFDS's features."
+                    "is not one of TFDS's features. TFDS would import this class, and so run code "
+                    "that comes with the data. If you trust the data, build the dataset again "
+                    "with TFDS's features."
                 )
 
 
 def _find_imported_classes(description) -> Iterator[str]:
     """Yields the names of the classes that TFDS would import for a description, old or new."""
-    waiting = [description]
-    while waiting:
-        value = waiting.pop()
+    values = [description]
+    while values:
+        value = values.pop()
         if isinstance(value, dict):
             names = [value[key] for key in CLASS_KEYS if key in value]
             if isinstance(value.get("type"), str) and "content" in value:
                 names.append(value["type"])
             yield from map(str, names)
-            waiting += value.values()
+            values += value.values()
         elif isinstance(value, list):
-            waiting += value
+            values += value
 
 
 def read_class_names(builder, num_classes: int | None) -> tuple[str, ...] | None:
     """Returns the class names of a TFDS dataset, or None if its classes have no names.
 
-    Warns if the model has another number of classes. This is no error here, because
-    `Annotations.read` refuses every label that the model does not have.
+    Warns if the model has another number of classes. This is no error, because `Annotations.read`
+    refuses every label that the model does not have.
     """
     if "label" not in builder.info.features:
         return None
@@ -201,13 +200,13 @@ def read_class_names(builder, num_classes: int | None) -> tuple[str, ...] | None
 
 
 def read_split(
-    builder, split: str, feature: str, build_command: str
+    builder, split: str, build_command: str
 ) -> tuple[Sequence, str, sources.Files | None]:
     """Returns (records, name for messages, shards) of a split; ((), name, None) if it is empty.
 
+    The images in the records are encoded bytes.
     Args:
       split: the name of a split, or a slice such as 'train[:90%]'.
-      feature: 'image', whose bytes stay encoded, or 'moments'.
       build_command: the command that prepares the dataset, for messages.
     Raises: ValueError if the split is unknown, if its files are outside the dataset's directory, if
       they are damaged, or if their format has no random access; FileNotFoundError if a shard is
@@ -234,7 +233,11 @@ def read_split(
         )
     shards = _read_shards(builder, info, build_command)
     # `pixels` decodes the images later, because TFDS would hide their mode.
-    decoders = {"image": tfds.decode.SkipDecoding()} if feature == "image" else None
+    decoders = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
     try:
         return builder.as_data_source(split=split, decoders=decoders), origin, shards
     # array_record raises all kinds of exceptions for a damaged shard.
@@ -247,7 +250,7 @@ def _read_shards(builder, info, build_command):
     directory = pathlib.Path(builder.data_dir)
     paths = [pathlib.Path(shard.filename) for shard in info.file_instructions]
     real_directory, shown = directory.resolve(), files.printable(directory)
-    # A missing file resolves to its own path, so it is reported as missing, not as outside.
+    # A missing file resolves to its own path, so it is reported below as missing.
     outside = [p for p in paths if p.parent != directory or p.resolve().parent != real_directory]
     if outside:
         raise UserError(

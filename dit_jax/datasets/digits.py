@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the digits, in a fixed permutation; the first 180 are the test split."""
+    """TFDS builder for the digits in a fixed permutation; the first 180 are the test split."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -58,11 +58,11 @@ def prepare(data_dir: str | os.PathLike | None = None) -> str:
 
 
 def main(_):
-    """Runs the command: prepares the dataset and prints its directory."""
+    """Prepares the dataset and prints its directory."""
     tfds.disable_progress_bar()
     print(f"digits: {prepare(FLAGS.data_dir)}")
 
 
 if __name__ == "__main__":
-    cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
+    cli.define_path("data_dir", None, "TFDS data directory; TFDS's own by default.")
     cli.run(main, on_cpu=True)

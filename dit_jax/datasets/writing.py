@@ -1,4 +1,4 @@
-"""Writer of this package's TFDS datasets, with a check of a dataset that already exists."""
+"""Writer for the TFDS datasets of this package; checks a dataset that already exists."""
 
 import contextlib
 import io
@@ -19,19 +19,19 @@ logger = logging.getLogger("dit_jax")
 
 SPLITS = ("train", "test")
 TEST_FRACTION = 0.1
-LOCK = "write.lock"  # in the directory that holds the versions of a dataset
+LOCK = "write.lock"  # in the directory that contains the versions of a dataset
 
 
-def split(num: int) -> dict[str, np.ndarray]:
-    """Returns {split: indices} of a fixed permutation; the first tenth is the test split."""
-    # RandomState's numbers are the same in all versions of NumPy, so the splits are too.
-    order = np.random.RandomState(0).permutation(num)
-    num_test = round(TEST_FRACTION * num)
-    return {"train": order[num_test:], "test": order[:num_test]}
+def split(num_examples: int) -> dict[str, np.ndarray]:
+    """Returns {split: indices} from a fixed permutation; the first tenth is the test split."""
+    # RandomState gives the same numbers in all versions of NumPy.
+    indices = np.random.RandomState(0).permutation(num_examples)
+    num_test = round(TEST_FRACTION * num_examples)
+    return {"train": indices[num_test:], "test": indices[:num_test]}
 
 
 def to_png(image: Image.Image) -> io.BytesIO:
-    """Returns a PNG file of an image, as TFDS takes it."""
+    """Encodes an image as PNG, in a file object as TFDS expects it."""
     png = io.BytesIO()
     image.save(png, "PNG")
     png.seek(0)
@@ -48,16 +48,16 @@ def write(
     Waits if another process writes the same dataset.
 
     Args:
-      data_dir: the data directory of TFDS; None for the standard one.
-      config: the name of the builder's config; '' for none.
-    Raises: ValueError if the existing dataset is incomplete or damaged (it is not changed); OSError
-      if the dataset cannot be written.
+      data_dir: the data directory of TFDS; None for TFDS's default.
+      config: the name of the builder's config; '' if it has no configs.
+    Raises: ValueError if the existing dataset is incomplete or damaged, without a change to it;
+      OSError if the dataset cannot be written.
     """
     name = f"{builder_class.name}/{config}".rstrip("/")
     files.check_utf8(pathlib.Path(data_dir or ""))
 
-    def open_whole():
-        # Checked before TFDS is asked, because TFDS takes any existing directory for the dataset.
+    def make_builder():
+        # Checked before TFDS opens it, because TFDS treats any existing directory as the dataset.
         for root in tfds.core.utils.file_utils.list_data_dirs(data_dir):
             directory = pathlib.Path(root).expanduser() / name / str(builder_class.VERSION)
             if os.path.lexists(directory):
@@ -65,12 +65,12 @@ def write(
         options = dict(config=config) if config else {}
         return builder_class(data_dir=data_dir, file_format="array_record", **options)
 
-    builder = open_whole()
+    builder = make_builder()
     if builder.data_path.exists():
         return str(builder.data_dir)
     try:
         with locks.hold(pathlib.Path(builder.data_dir).parent / LOCK, wait=True):
-            builder = open_whole()  # another command may have written it before the lock was free
+            builder = make_builder()  # another command may have written the dataset meanwhile
             if not builder.data_path.exists():
                 logger.info("writing the dataset %s", builder.data_dir)
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints lines about downloads
@@ -80,36 +80,34 @@ def write(
     return str(builder.data_dir)
 
 
-def check(directory: pathlib.Path, build: str) -> None:
-    """Raises unless a directory holds a complete dataset whose records can all be read.
+def check(directory: pathlib.Path, build_command: str) -> None:
+    """Checks that a directory has a complete dataset, by reading all its records.
 
     Args:
-      build: the command that writes the dataset.
+      build_command: the command that writes the dataset.
     Raises: ValueError with the fault and the command that writes the dataset again.
     """
     shown = files.printable(directory)
-    anew = f"rm -r {shlex.quote(shown)}; {build}"
+    rebuild = f"rm -r {shlex.quote(shown)}; {build_command}"
     try:
-        _read(directory, anew)
+        _read_all(directory, rebuild)
     # TFDS, Protocol Buffers and array_record raise all kinds of exceptions for damaged files.
     except Exception as error:
         reason = files.printable((str(error).splitlines() or [type(error).__name__])[0])
-        message = f"the dataset {shown} is there and is not whole: {reason.rstrip('.')}."
-        if anew not in message:  # the reason may already name the command
-            message += (
-                f" Remove that directory, if nothing in it is yours, and run again: `{anew}`."
-            )
+        message = f"the dataset {shown} exists but is not complete: {reason.rstrip('.')}."
+        if rebuild not in message:  # the reason may already name the command
+            message += f" If the directory has no files of yours, write it again: `{rebuild}`."
         raise UserError(message) from error
 
 
-def _read(directory, anew):
+def _read_all(directory, rebuild):
     """Reads all records of both splits.   Raises: any exception for a damaged dataset."""
-    if lost := [name for name in tfds_data.DESCRIPTIONS if not (directory / name).is_file()]:
-        raise UserError(f"it has no {' and no '.join(lost)}")
+    if missing := [name for name in tfds_data.DESCRIPTIONS if not (directory / name).is_file()]:
+        raise UserError(f"it has no {' and no '.join(missing)}")
     tfds_data.check_descriptions(directory)
     builder = tfds.builder_from_directory(directory)
     for split in SPLITS:
-        records, origin, _ = tfds_data.read_split(builder, split, "image", anew)
+        records, origin, _ = tfds_data.read_split(builder, split, rebuild)
         if not len(records):
             raise UserError(f"{origin} is empty")
         for i in range(len(records)):

@@ -1,9 +1,9 @@
 """The likelihood of data: a chain's variational bound, or the density of a probability flow.
 
-As in `solvers`, a network is `denoise(x_t, i)`, which returns x_0 and eps at the i-th of the times,
-and the caller draws the noise. Bits per dimension are bits per value of x_0. For pixels they are
-the length of a lossless code. For latents they measure a density at x_0: they depend on the scale
-of the latents and may be negative.
+As in `solvers`, `denoise(x_t, i)` returns x_0 and eps at the i-th of the times, and the caller
+draws the noise. Bits per dimension are bits per value of x_0. Those of pixels are the length of a
+lossless code. Those of latents come from a density, so they depend on the scale of the latents and
+may be negative.
 """
 
 import math
@@ -16,15 +16,15 @@ import numpy as np
 
 from dit_jax.diffusion import objectives, processes, solvers
 
-FIRST_RATIO = 0.002  # sigma / alpha where the density is computed: the least of Karras et al. 2022
-BIN = 2 / 255  # distance of two grey levels, in [-1, 1]
+FIRST_RATIO = 0.002  # sigma / alpha of the data's small noise: sigma_min of Karras et al. 2022
+BIN = 2 / 255  # distance between neighbouring grey levels, for pixels in [-1, 1]
 
 
 class Bound(NamedTuple):
-    """A bound on -log p(x_0) in bits per dimension, with its parts: total = sum(steps) + prior."""
+    """A bound on -log p(x_0) in bits per dimension: total = sum(steps) + prior."""
 
     total: jax.Array  # [B]
-    steps: jax.Array  # [n, B], noisiest first as in the grid; the last step gives x_0 itself
+    steps: jax.Array  # [n, B], noisiest first as in the grid; the last step draws x_0
     prior: jax.Array  # [B]
 
 
@@ -39,25 +39,23 @@ def variational_bound(
 ) -> Bound:
     """Returns the bound on -log p(x_0) of the chain from which `solvers.ddpm` draws samples.
 
-    Each step's term is computed for one x_t, drawn with noise(i).
+    Each step's part is estimated from one x_t, drawn with noise(i).
     Args:
       denoise: at grid[:-1].   x_0: [B, ...] f32.   grid: [n + 1] f64, decreasing to 0.
-      variance: as in `solvers.ddpm`. The last step, which gives x_0 itself, always uses the
-        posterior's, as published.
-      discretised: x_0 are pixels, and the last step gives the probability of a bin. Otherwise it
-        gives the density of its Gaussian.
-    Source: Ho et al. 2020, eq. 5 to 8 and 13; its three parts: Kingma et al. 2021, section 3.
+      variance: as in `solvers.ddpm`, but the last step always uses the posterior's, as published.
+      discretised: whether x_0 is pixels, so that the last step gives the probability of a bin.
+        Otherwise the last step gives the density of a Gaussian.
+    Source: Ho et al. 2020, eq. 5 to 8 and 13; for its parts Kingma et al. 2021, section 3.
     """
     # Computed in f64, for all steps at once: differences of neighbouring levels lose digits in f32.
     t, s = grid[:-1], grid[1:]
     posterior = process.posterior(t, s)
     log_variances = {"large": posterior.log_beta, "small": posterior.log_variance}
-    fixed = np.where(s == 0, posterior.log_variance, log_variances[variance])
-    tables = (process.alpha(t), process.sigma(t), posterior.x_0_coef, posterior.x_t_coef)
-    tables += (posterior.log_beta, posterior.log_variance, fixed, s == 0)
+    fixed_log_variance = np.where(s == 0, posterior.log_variance, log_variances[variance])
+    tables = (process.alpha(t), process.sigma(t), *posterior, fixed_log_variance, s == 0)
 
     def step(_, row):
-        i, alpha, sigma, x_0_coef, x_t_coef, log_beta, log_posterior, log_variance, last = row
+        i, alpha, sigma, x_0_coef, x_t_coef, log_beta, log_posterior, log_variance, is_last = row
         x_t = alpha * x_0 + sigma * noise(i)
         x_0_hat, _, learned = denoise(x_t, i)
         if learned is not None:
@@ -68,25 +66,26 @@ def variational_bound(
             log_p = objectives.discretised_normal_log_likelihood(x_0, mean_hat, 0.5 * log_variance)
         else:
             log_p = normal_log_density(x_0, mean_hat, log_variance)
-        return None, _bits(jnp.where(last, -log_p, kl))
+        return None, _to_bits_per_dim(jnp.where(is_last, -log_p, kl))
 
-    # A scan keeps one step's activations in memory, whatever the number of steps.
+    # A scan keeps the activations of one step in memory, whatever the number of steps.
     rows = tuple(jnp.asarray(table, jnp.float32) for table in tables)
     _, steps = jax.lax.scan(step, None, (jnp.arange(len(t)), *rows))
-    # Samplers draw x_T from N(0, I); the prior's part is the KL of q(x_T | x_0) to it.
+    # The prior is N(0, I), from which samplers draw x_T. Its part is KL(q(x_T | x_0) || N(0, I)).
     alpha, sigma = process.alpha(grid[0]), process.sigma(grid[0])
-    prior = _bits(objectives.normal_kl(alpha * x_0, 2 * np.log(sigma), 0.0, 0.0))
+    prior = _to_bits_per_dim(objectives.normal_kl(alpha * x_0, 2 * np.log(sigma), 0.0, 0.0))
     return Bound(steps.sum(0) + prior, steps, prior)
 
 
 def ode_times(process: processes.Process, steps: int) -> np.ndarray:
-    """Returns the times [2 steps + 1] f64 of the steps' ends and middles, data first.
+    """Returns the times [2 steps + 1] f64 of the ends and the middles of all steps, data first.
 
-    They are uniform in log(sigma / alpha), from FIRST_RATIO to where samplers of eps begin.
+    The times are uniform in log(sigma / alpha), from FIRST_RATIO to the ratio at which samplers of
+    a predicted eps begin.
     """
-    end = np.array(process.first_t("eps"))
-    ratios = np.geomspace(FIRST_RATIO, process.sigma(end) / process.alpha(end), 2 * steps + 1)
-    return process.time_of_ratio(ratios)
+    last_t = np.array(process.first_t("eps"))
+    last_ratio = process.sigma(last_t) / process.alpha(last_t)
+    return process.time_of_ratio(np.geomspace(FIRST_RATIO, last_ratio, 2 * steps + 1))
 
 
 def ode_log_likelihood(
@@ -100,8 +99,8 @@ def ode_log_likelihood(
 
     The variable is y = x_t / (alpha s), where s^2 = (sigma / alpha)^2 + sigma_data^2. Its flow is
     dy / d log(sigma / alpha) = g eps - g^2 y, where g = sigma / (alpha s). For data N(0,
-    sigma_data^2 I) this is 0, whatever the process. Hence the prior is y ~ N(0, I), that is x_t ~
-    N(0, sigma^2 + alpha^2 sigma_data^2). The method is Runge-Kutta's of order 4.
+    sigma_data^2 I) the flow is 0, whatever the process. Hence the prior is y ~ N(0, I), that is
+    x_t ~ N(0, sigma^2 + alpha^2 sigma_data^2). The method is Runge-Kutta of order 4.
 
     Args:
       denoise: at times.   x_0: [B, ...] f32.   times: from `ode_times`.
@@ -111,57 +110,58 @@ def ode_log_likelihood(
     """
     alpha = process.alpha(times)
     ratio = process.sigma(times) / alpha
-    std = np.sqrt(ratio**2 + process.sigma_data**2)
-    scale, gain = (jnp.asarray(table, jnp.float32) for table in (alpha * std, ratio / std))
-    step_size = 2 * np.log(ratio[1] / ratio[0])  # from one end to the next, past a middle
-    # For each stage: its time (0 begin, 1 middle, 2 end), the share of the step to it, its weight.
+    s = np.sqrt(ratio**2 + process.sigma_data**2)
+    scale, g = (jnp.asarray(table, jnp.float32) for table in (alpha * s, ratio / s))
+    step_size = 2 * np.log(ratio[1] / ratio[0])  # two intervals of `times`, by way of the middle
+    # For each stage: the offset of its time, its fraction of the step, and its weight.
     stages = jnp.array([0, 1, 1, 2]), jnp.array([0, 0.5, 0.5, 1]), jnp.array([1, 2, 2, 1]) / 6
 
-    def rate(y, i):
+    def compute_rates(y, i):
         def flow(y):
-            return gain[i] * denoise(scale[i] * y, i).eps - gain[i] ** 2 * y
+            return g[i] * denoise(scale[i] * y, i).eps - g[i] ** 2 * y
 
-        return divergence(flow, y, probe)
+        return estimate_divergence(flow, y, probe)
 
     def step(start, i):
         def stage(carry, row):
-            total, previous = carry
-            at, size, weight = row
-            rates = rate(start[0] + size * step_size * previous, 2 * i + at)
-            total = tuple(a + weight * step_size * r for a, r in zip(total, rates, strict=True))
-            return (total, rates[0]), None
+            end, y_rate = carry
+            offset, fraction, weight = row
+            y, _ = start
+            rates = compute_rates(y + fraction * step_size * y_rate, 2 * i + offset)
+            end = tuple(a + weight * step_size * rate for a, rate in zip(end, rates, strict=True))
+            return (end, rates[0]), None
 
-        (total, _), _ = jax.lax.scan(stage, (start, jnp.zeros_like(x_0)), stages)
-        return total, None
+        (end, _), _ = jax.lax.scan(stage, (start, jnp.zeros_like(x_0)), stages)
+        return end, None
 
-    # The log-volume is integrated along with y: its rate is the divergence of the flow.
-    start = x_0 / std[0], jnp.zeros(x_0.shape[:1])
+    # The log-volume is integrated together with y: its rate is the divergence of the flow.
+    start = x_0 / s[0], jnp.zeros(x_0.shape[:1])
     (y, log_volume), _ = jax.lax.scan(step, start, jnp.arange(len(times) // 2))
-    # The last term is due to the change of variables from x_0 to y.
+    # The last term is the change of variables from x_0 to y.
     log_prior = _sum(normal_log_density(y, 0.0, 0.0))
-    return log_prior + log_volume - math.prod(x_0.shape[1:]) * np.log(std[0])
+    return log_prior + log_volume - math.prod(x_0.shape[1:]) * np.log(s[0])
 
 
-def divergence(f: Callable, x: jax.Array, probe: jax.Array) -> tuple[jax.Array, jax.Array]:
+def estimate_divergence(f: Callable, x: jax.Array, probe: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns f(x) and an estimate [B] of the trace of df/dx, for x [B, ...].
 
-    f must map each row alone. The derivative is in reverse mode: layers with a custom VJP have no
-    forward mode.
+    f must map every example separately.
     Source: Hutchinson 1990; Song et al. 2021, eq. 40.
     """
+    # In reverse mode, because layers with a custom VJP have no forward mode.
     value, pullback = jax.vjp(f, x)
     return value, _sum(pullback(probe)[0] * probe)
 
 
 def dequantise(x_0: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Spreads pixels over their bins of width 2/255; uniform, in [0, 1), is like x_0."""
+    """Spreads pixels over their bins of width 2/255 by uniform noise in [0, 1), like x_0."""
     return x_0 + BIN * (uniform - 0.5)
 
 
 def bits_per_dim(log_likelihood: jax.Array, x_0: jax.Array, dequantised: bool) -> jax.Array:
     """Returns -log p(x_0) [B] in bits per dimension.
 
-    For dequantised pixels it estimates -log of the probability of a bin, on average from above.
+    For dequantised pixels, the mean is an upper bound of -log of the probability of their bins.
     Source: Theis et al. 2016, section 3.1.
     """
     bits = -log_likelihood / (math.log(2) * math.prod(x_0.shape[1:]))
@@ -179,6 +179,6 @@ def _sum(a):
     return jnp.sum(a, axis=tuple(range(1, a.ndim)))
 
 
-def _bits(nats):
+def _to_bits_per_dim(nats):
     """Converts nats per element [B, ...] to bits per dimension [B]."""
     return _sum(nats) / (math.prod(nats.shape[1:]) * math.log(2))

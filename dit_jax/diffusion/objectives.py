@@ -1,7 +1,7 @@
-"""Training losses, per example.
+"""Training losses of each example.
 
 `predict(x, network_time) -> [B, h, w, C or 2C]` is a network with its parameters and condition
-bound. Channels 0..C-1 are the prediction that `config.objective.prediction` names. Channels
+bound. Channels 0..C-1 are the prediction, as `config.objective.prediction` names it. Channels
 C..2C-1, if there are any, are the learned variance.
 """
 
@@ -17,7 +17,8 @@ from dit_jax.errors import UserError, check_choice
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 MIN_T = 1e-5  # the default of config.objective.min_t
-DISTANCES = {"l1": jnp.abs, "l2": jnp.square}  # between pixels, in `autoencoder_loss`
+# The distances between pixels in `autoencoder_loss`, by name: (difference) -> distance.
+DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
 
 
 def denoising_loss(
@@ -32,23 +33,42 @@ def denoising_loss(
 
     Args:
       config: `config.objective`.   x_0: [B, h, w, C] f32.   t: [B] in [0, 1].   eps: like x_0.
-    Returns:
-      'loss' = weight 'mse' (+ 'vb'), each [B] f32. 'vb' is in bits, and present if predict
-      returns 2C channels.
+    Returns: 'loss' = weight 'mse' (+ 'vb'), each [B] f32. 'vb', the bound, is in bits. It exists if
+      predict returns 2C channels.
     Raises: ValueError if predict returns neither C nor 2C channels.
     Source: Nichol & Dhariwal 2021, eq. 16 (L_hybrid). The weight of vb is 1, because the bound on
       one uniformly drawn step is not multiplied by T here.
     """
     x_t = processes.q_sample(process, x_0, t, eps)
-    x_in = processes.expand(process.network_scale(t), x_t) * x_t
-    output, variance = split_prediction(predict(x_in, process.network_time(t)), x_0.shape[-1])
+    output = predict(*network_inputs(process, x_t, t))
+    return output_loss(process, config, output, x_0, x_t, t, eps)
+
+
+def network_inputs(
+    process: processes.Process, x_t: jax.Array, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the inputs of a network for x_t at t: the scaled x_t, and the network's time [B]."""
+    return processes.expand(process.network_scale(t), x_t) * x_t, process.network_time(t)
+
+
+def output_loss(
+    process: processes.Process,
+    config,
+    output: jax.Array,
+    x_0: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    eps: jax.Array,
+) -> dict[str, jax.Array]:
+    """Returns `denoising_loss`, given the network's output [B, h, w, C or 2C] at x_t."""
+    output, variance = split_prediction(output, x_0.shape[-1])
     a, b = (
         processes.expand(f, x_0) for f in predictions.coefficients(process, config.prediction, t)
     )
     mse = _mean((a * x_0 + b * eps - output) ** 2)
     losses = {"loss": weight(process, config, t) * mse, "mse": mse}
     if variance is not None:
-        # The bound trains the variance only: the mse trains the prediction. Hence stop_gradient.
+        # stop_gradient, because the bound trains only the variance; the mse trains the prediction.
         solution = predictions.solve(process, config.prediction, t)
         x_0_hat, _ = solution.x_0_and_eps(x_t, jax.lax.stop_gradient(output))
         losses["vb"] = _variational_bound(process, x_0, x_t, t, x_0_hat, variance)
@@ -58,29 +78,29 @@ def denoising_loss(
 
 def check(process: processes.Process, config, learn_sigma: bool) -> None:
     """Raises ValueError unless the names in `config.objective` are known and fit the process."""
-    # These raise for an unknown prediction, and for one that does not determine x_0 at the last
-    # level of a chain. The time 0.5 is arbitrary.
+    # The next two calls raise for an unknown prediction, and for a prediction that does not
+    # determine x_0 at the last level of a chain. The time 0.5 is arbitrary.
     predictions.coefficients(process, config.prediction, np.full(1, 0.5))
     process.first_t(config.prediction)
     check_choice("objective.weight", config.weight, WEIGHTS)
     check_choice("objective.t_distribution", config.t_distribution, T_DISTRIBUTIONS)
-    # The levels of a chain are fixed, so that min_t would do nothing.
-    chain = isinstance(process, processes.DiscreteProcess)
-    if chain and config.min_t != MIN_T:
+    is_chain = isinstance(process, processes.DiscreteProcess)
+    # The levels of a chain are fixed, so min_t would have no effect.
+    if is_chain and config.min_t != MIN_T:
         raise UserError(
-            f"objective.min_t={config.min_t} is of processes in continuous time; the first level "
-            "of diffusion.process=ddpm is the least t there is: leave it out."
+            f"objective.min_t={config.min_t} has no effect with diffusion.process=ddpm. The "
+            "first level is the smallest t there. Leave min_t out."
         )
-    # A weight of 0 would leave the level untrained at which samplers begin.
-    if chain and weight(process, config, jnp.ones(1)) == 0:
+    # A weight of 0 would not train the level at which samplers begin.
+    if is_chain and weight(process, config, jnp.ones(1)) == 0:
         raise UserError(
             f"objective.weight={config.weight} with prediction={config.prediction} is 0 at the "
-            "last level, where samplers begin: with diffusion.zero_terminal_snr take 'uniform'."
+            "last level, where samplers begin. With diffusion.zero_terminal_snr set 'uniform'."
         )
     # `_variational_bound` needs the posterior between two neighbouring levels.
-    if learn_sigma and not chain:
+    if learn_sigma and not is_chain:
         raise UserError(
-            "a learned variance has a bound for diffusion.process=ddpm only: set "
+            "model.learn_sigma=True: a learned variance needs diffusion.process=ddpm. Set "
             "model.learn_sigma=False."
         )
 
@@ -89,19 +109,19 @@ def weight(process: processes.Process, config, t: jax.Array) -> jax.Array:
     """Returns the weight [B] of the prediction's squared error at t, by `config.objective.weight`.
 
     The papers define most weights for the error of x_0 or of eps. Here they are converted to the
-    error of this prediction. 'likelihood' makes the loss, at uniform t, the bound on -log p(x_0) in
-    nats per value.
+    error of this prediction. With 'likelihood' and uniform t, the loss is the bound on -log p(x_0)
+    in nats per value.
     """
     target, target_weight = WEIGHTS[config.weight]
     value = target_weight(process, config, t)
     if target == "output":
         return value
-    # The factor turns a squared error of the network's output into one of the target.
+    # The factor converts a squared error of the network's output to a squared error of the target.
     solution = predictions.solve(process, config.prediction, t)
     return value * getattr(solution, f"{target}_from_output") ** 2
 
 
-# Each has the target of the squared error, and maps (process, config, t) to its weights [B].
+# The target of the squared error, and the function (process, config, t) -> weights [B].
 WEIGHTS = {
     "uniform": ("output", lambda process, config, t: jnp.ones_like(t)),
     # Hang et al. 2023, eq. 8
@@ -119,29 +139,30 @@ def draw(process: processes.Process, config, key: jax.Array, shape) -> tuple[jax
     """Draws t [B] and eps for a global batch of x_0 with this shape, by `config.objective`.
 
     t is 'uniform'; 'logit_normal', the sigmoid of N(t_mean, t_std^2); or 'log_normal', where
-    log(sigma / alpha) is N(t_mean, t_std^2). With low_discrepancy, one t is drawn from each of B
-    parts of its distribution that are equally probable.
+    log(sigma / alpha) is N(t_mean, t_std^2). With low_discrepancy, the distribution of t is divided
+    into B parts of equal probability, and one t is drawn from each.
     Source: Esser et al. 2024, section 3.1; Karras et al. 2022, table 1; Kingma et al. 2021,
       appendix I.1.
     """
     t_key, eps_key = jax.random.split(key)
+    batch_size = shape[0]
     if config.low_discrepancy:
-        # One offset for the whole batch, so that every part gets one value.
-        u = jax.random.uniform(t_key) + jnp.arange(shape[0]) / shape[0]
+        # With one offset for the whole batch, every part gets one value.
+        u = jax.random.uniform(t_key) + jnp.arange(batch_size) / batch_size
         u = u % 1
     else:
-        u = jax.random.uniform(t_key, shape[:1])
+        u = jax.random.uniform(t_key, (batch_size,))
     t = T_DISTRIBUTIONS[config.t_distribution](process, config, u)
     return t, jax.random.normal(eps_key, shape)
 
 
 def _logit_normal(process, config, u):
-    return process.nearest(jax.nn.sigmoid(_normal(config, u)), config.min_t)
+    return process.clip_time(jax.nn.sigmoid(_normal(config, u)), config.min_t)
 
 
 def _log_normal(process, config, u):
     ratio = jnp.exp(_normal(config, u))
-    return process.nearest(process.time_of_ratio(ratio), config.min_t)
+    return process.clip_time(process.time_of_ratio(ratio), config.min_t)
 
 
 def _normal(config, u):
@@ -149,31 +170,31 @@ def _normal(config, u):
     return config.t_mean + config.t_std * jax.scipy.special.ndtri(jnp.maximum(u, 2**-24))
 
 
-# Each maps u [B], uniform in [0, 1), to t [B].
+# The functions (process, config, u) -> t [B] of u [B], which is uniform in [0, 1).
 T_DISTRIBUTIONS = {
-    "uniform": lambda process, config, u: process.from_uniform(u, config.min_t),
+    "uniform": lambda process, config, u: process.map_uniform(u, config.min_t),
     "logit_normal": _logit_normal,
     "log_normal": _log_normal,
 }
 
 
-def split_prediction(prediction: jax.Array, channels: int) -> tuple[jax.Array, jax.Array | None]:
-    """Splits a network output with C or 2C channels into prediction, and variance or None.
+def split_prediction(output: jax.Array, channels: int) -> tuple[jax.Array, jax.Array | None]:
+    """Splits a network's output into the prediction, and the variance or None.
 
-    Raises: ValueError for another number of channels.
+    Raises: ValueError unless the output has C or 2C channels, for C `channels` of x_0.
     """
-    if prediction.shape[-1] == channels:
-        return prediction, None
-    if prediction.shape[-1] == 2 * channels:
-        return prediction[..., :channels], prediction[..., channels:]
+    if output.shape[-1] == channels:
+        return output, None
+    if output.shape[-1] == 2 * channels:
+        return output[..., :channels], output[..., channels:]
     raise UserError(
-        f"the network returned {prediction.shape[-1]} channels for {channels}: expected "
+        f"the network returned {output.shape[-1]} channels for {channels} of x_0. It must return "
         f"{channels}, or {2 * channels} with a variance."
     )
 
 
 def learned_log_variance(variance: jax.Array, log_beta, log_posterior) -> jax.Array:
-    """Interpolates between the bounds of the log-variance: -1 is the posterior's, +1 is beta's.
+    """Interpolates the log-variance from its lower bound log_posterior at -1 to log_beta at +1.
 
     Source: Nichol & Dhariwal 2021, eq. 15.
     """
@@ -186,7 +207,7 @@ def _variational_bound(process, x_0, x_t, t, x_0_hat, variance):
 
     Source: Ho et al. 2020, eq. 8 and 13.
     """
-    # The posteriors of all steps are one f64 table, of which each example takes a row.
+    # The posteriors of all steps are a table in f64; each example takes one row.
     times = np.arange(process.num_steps, -1, -1) / process.num_steps
     table = process.posterior(times[:-1], times[1:])  # row 0 is DDPM's index T - 1
     row = process.num_steps - process.level(t)
@@ -215,8 +236,8 @@ def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
 def discretised_normal_log_likelihood(x, mean, log_std):
     """Returns log P(bin of width 2/255 around x); the outermost bins reach to infinity.
 
-    The bins, the tanh approximation of the normal CDF and the clamps are as published. They are
-    kept for latents too: there bins have no meaning, but they are part of the published loss.
+    The bins, the tanh approximation of the normal CDF and the clamps are those of the published
+    loss. For latents, bins have no meaning, but the published loss has them too.
     """
 
     def cdf(z):
@@ -244,11 +265,9 @@ def autoencoder_loss(
       pixels, reconstruction: [B, H, W, C] f32, in [-1, 1].
       mean, log_variance: [B, h, w, c], of the posterior.
       distance: 'l1' or 'l2', to the reconstruction, averaged over the H W C values of an image.
-    Returns:
-      'loss'; 'reconstruction', the distance; 'kl' to N(0, I), nats per image; 'psnr', dB, of the
-      reconstruction clipped to [-1, 1]; each [B] f32.
-    Source: Rombach et al. 2022, appendix G; there kl_weight is 1e-6, and the distance is
-      summed over pixels.
+    Returns: 'loss'; 'reconstruction', the distance; 'kl', the KL to N(0, I) in nats per image;
+      'psnr', dB, of the reconstruction clipped to [-1, 1]; each [B] f32.
+    Source: Rombach et al. 2022, appendix G, with kl_weight 1e-6 and a distance summed over pixels.
     """
     kl = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - 1 - log_variance, axis=(1, 2, 3))
     error = _mean(DISTANCES[distance](pixels - reconstruction))

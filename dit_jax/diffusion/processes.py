@@ -1,8 +1,8 @@
 """Noise processes: x_t = alpha(t) x_0 + sigma(t) eps, where t = 0 is data and t = 1 is noise.
 
 A process defines everything that depends on t alone: the noise levels, and the time and scale of
-the network's input. NumPy input gives f64 NumPy output, for samplers' tables. JAX input gives f32
-output, for training.
+the network's input. Samplers pass NumPy arrays and get f64 tables. Training passes JAX arrays and
+gets f32 arrays.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import numpy as np
 from dit_jax.diffusion import schedules
 from dit_jax.errors import UserError, check_choice
 
-# If alpha is 0 at t = 1, x_t and a predicted eps do not determine x_0 there. Then samplers of a
-# predicted eps begin at this time.
+# If alpha is 0 at t = 1, x_t and eps do not determine x_0 there. Samplers of a predicted eps then
+# begin at this time.
 LAST_T_OF_EPS = 1 - 1e-3
 
 
@@ -26,17 +26,17 @@ class Process:
 
     time_scale: float  # the network's time at t = 1
     sigma_data: float  # standard deviation of x_0, for EDM's scales and weights and the likelihood
-    smallest_t: ClassVar[float] = 1e-3  # the karras grid's least time above 0; see `end_t`
-    x_T_std: ClassVar[float] = 1.0  # standard deviation of x_T, with which samplers begin
-    # Time at which a sampler of the SDE takes its last step, to data; SiT's value.
+    smallest_t: ClassVar[float] = 1e-3  # least time above 0 of grid karras; also used in `end_t`
+    x_T_std: ClassVar[float] = 1.0  # standard deviation of x_T, the first x_t of a sampler
+    # Time at which the last step of an SDE sampler begins; the step leads to t = 0. SiT's value.
     last_step_t: ClassVar[float] = 0.04
 
     def alpha(self, t):
-        """Returns the signal's factor at t."""
+        """Returns the factor of x_0 in x_t."""
         raise NotImplementedError
 
     def sigma(self, t):
-        """Returns the noise's standard deviation at t."""
+        """Returns the factor of eps in x_t."""
         raise NotImplementedError
 
     def velocity(self, t):
@@ -57,11 +57,11 @@ class Process:
         return 2 * alpha * (alpha * d_sigma - sigma * d_alpha) / sigma**3
 
     def network_time(self, t):
-        """Returns the network's time for t."""
+        """Returns the network's time input for t."""
         return self.time_scale * t
 
     def network_scale(self, t):
-        """Returns the factor by which x_t is multiplied before the network."""
+        """Returns the factor that multiplies x_t to give the network's input."""
         return get_array_module(t).ones_like(t)
 
     @property
@@ -70,27 +70,27 @@ class Process:
         return bool(self.alpha(np.ones(1)) == 0)
 
     def end_t(self, prediction: str) -> float:
-        """Returns the time at which a sampler of the SDE ends without its last step; SiT's."""
-        # In SiT, only flows that predict neither eps nor the score end at data itself.
+        """Returns the time at which an SDE sampler without a last step ends; SiT's value."""
+        # In SiT, only flows that predict neither eps nor the score end at t = 0.
         to_data = self.ends_without_signal and prediction not in ("eps", "score")
         return 0.0 if to_data else self.smallest_t
 
-    def from_uniform(self, u: jax.Array, min_t: float) -> jax.Array:
-        """Maps uniform u in [0, 1) to a training time."""
-        return self.nearest(u, min_t)
+    def map_uniform(self, u: jax.Array, min_t: float) -> jax.Array:
+        """Maps u in [0, 1) to training times that are uniform if u is."""
+        return self.clip_time(u, min_t)
 
-    def nearest(self, t: jax.Array, min_t: float) -> jax.Array:
-        """Returns the training time nearest to t; a time without signal is none."""
-        # There the weight of a predicted eps is infinite.
+    def clip_time(self, t: jax.Array, min_t: float) -> jax.Array:
+        """Returns the training time nearest to t."""
+        # Where alpha is 0, the weight of a predicted eps is infinite.
         return jnp.clip(t, min_t, 1 - 1e-6 if self.ends_without_signal else 1.0)
 
     @property
     def last_t_of_eps(self) -> float:
-        """The last time at which x_t and eps determine x_0."""
+        """The largest time at which x_t and eps determine x_0."""
         return LAST_T_OF_EPS if self.ends_without_signal else 1.0
 
     def first_t(self, prediction: str) -> float:
-        """Returns the time at which samplers begin, for a network with this prediction."""
+        """Returns the time at which samplers of a network with this prediction begin."""
         return self.last_t_of_eps if prediction in ("eps", "score") else 1.0
 
     def posterior(self, t: np.ndarray, s: np.ndarray) -> "Posterior":
@@ -102,7 +102,7 @@ class Process:
         sigma_t, sigma_s = self.sigma(t), self.sigma(s)
         beta = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
         variance = beta * (sigma_s / sigma_t) ** 2
-        # At s = 0 the variance is 0 and has no logarithm. That of the step before is used instead.
+        # At s = 0 the variance is 0 and has no logarithm. The step before gives its variance.
         clipped = np.where(variance > 0, variance, np.append(beta[:1], variance[:-1]))
         return Posterior(
             x_0_coef=alpha_s * beta / sigma_t**2,
@@ -112,9 +112,10 @@ class Process:
         )
 
     def ode(self, t: np.ndarray) -> "Ode":
-        """Returns the probability flow ODE at times t [n] f64, in its straightest variables.
+        """Returns the probability flow ODE at times t [n] f64.
 
-        Source: Karras et al. 2022, eq. 4 with s = alpha. If alpha ends at 0, t itself is the clock.
+        The clock is sigma / alpha; if alpha is 0 at t = 1, the clock is t.
+        Source: Karras et al. 2022, eq. 4 with s = alpha.
         """
         if self.ends_without_signal:
             return Ode(t, np.ones_like(t), *self.velocity(t))
@@ -128,7 +129,7 @@ class Posterior(NamedTuple):
     x_0_coef: np.ndarray
     x_t_coef: np.ndarray
     log_beta: np.ndarray  # upper bound of a learned log-variance
-    log_variance: np.ndarray  # lower bound; at s = 0 the value of the step before
+    log_variance: np.ndarray  # its lower bound; at s = 0 the value of the step before
 
 
 class Ode(NamedTuple):
@@ -160,7 +161,7 @@ class DiscreteProcess(Process):
 
     def level(self, t):
         """Returns the noise level 0..T of t in [0, 1], int32; NumPy in, NumPy out."""
-        # Rounds, as in floats t may be just below its level.
+        # Rounds to the nearest level, because rounding errors may leave t just below it.
         return (t * self.num_steps + 0.5).astype(np.int32)
 
     def time_of_index(self, index):
@@ -168,11 +169,11 @@ class DiscreteProcess(Process):
         return (index + 1) / self.num_steps
 
     def network_time(self, t):
-        """Returns DDPM's index k, the network's time for t."""
+        """Returns DDPM's index k, which is the network's time input for t."""
         return (self.level(t) - 1).astype(np.float64 if get_array_module(t) is np else jnp.float32)
 
     def _look_up(self, table, t):
-        """Returns the values of a table [T + 1] f64 of all levels at the level of t."""
+        """Returns table[level] for the level of t; the table is [T + 1] f64."""
         if get_array_module(t) is jnp:
             table = jnp.asarray(table, jnp.float32)
         return table[self.level(t)]
@@ -185,14 +186,14 @@ class DiscreteProcess(Process):
 
     def velocity(self, t):
         """Returns the derivatives, computed as differences of neighbouring levels."""
-        tables = np.sqrt(self.alpha_bar), np.sqrt(1 - self.alpha_bar)
-        return tuple(self._look_up(np.gradient(a, 1 / self.num_steps), t) for a in tables)
+        alphas, sigmas = np.sqrt(self.alpha_bar), np.sqrt(1 - self.alpha_bar)
+        d_alphas, d_sigmas = (np.gradient(a, 1 / self.num_steps) for a in (alphas, sigmas))
+        return self._look_up(d_alphas, t), self._look_up(d_sigmas, t)
 
     def snr_rate(self, t):
-        """Returns T times the fall of the snr from the level below.
+        """Returns T (snr of the level below - snr of this level).
 
-        The snr is infinite at level 0, so level 1 has the value of level 2.
-
+        The snr is infinite at level 0, so level 1 gets the value of level 2.
         Source: Kingma et al. 2021, eq. 13.
         """
         # Level 0 is never trained; its value is NaN.
@@ -203,23 +204,23 @@ class DiscreteProcess(Process):
     def time_of_ratio(self, ratio):
         """Returns t by interpolation between the levels, in log(sigma / alpha)."""
         xp = get_array_module(ratio)
-        with np.errstate(divide="ignore"):  # no signal: an infinite ratio
+        with np.errstate(divide="ignore"):  # the ratio is infinite where alpha is 0
             table = 0.5 * np.log((1 - self.alpha_bar[1:]) / self.alpha_bar[1:])
         times = np.arange(1, self.num_steps + 1) / self.num_steps
         return xp.interp(xp.log(ratio), table, times)
 
     def ode(self, t):
-        """Returns `Process.ode`; if alpha ends at 0, the clock is the angle of (alpha, sigma)."""
+        """Returns the ODE; if alpha is 0 at t = 1, the clock is the angle of (alpha, sigma)."""
         if not self.ends_without_signal:
             return super().ode(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         return Ode(np.arctan2(sigma, alpha), np.ones_like(t), -sigma, alpha)
 
-    def from_uniform(self, u, min_t):
+    def map_uniform(self, u, min_t):
         index = jnp.floor(u * self.num_steps).astype(jnp.int32)
         return self.time_of_index(jnp.clip(index, 0, self.num_steps - 1))
 
-    def nearest(self, t, min_t):
+    def clip_time(self, t, min_t):
         return jnp.clip(self.level(t), 1, self.num_steps) / self.num_steps
 
     @property
@@ -229,8 +230,8 @@ class DiscreteProcess(Process):
     def first_t(self, prediction):
         if prediction in ("eps", "score") and self.ends_without_signal:
             raise UserError(
-                f"with diffusion.zero_terminal_snr a predicted {prediction} says nothing of x_0 at "
-                "the last level: train with objective.prediction=v, x_0 or u."
+                f"with diffusion.zero_terminal_snr, a predicted {prediction} does not determine "
+                "x_0 at the last level. Train with objective.prediction=v, x_0 or u."
             )
         return 1.0
 
@@ -314,7 +315,7 @@ class TrigonometricFlow(Process):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VarianceExploding(Process):
-    """EDM's process: alpha = 1, sigma = sigma_max t; the network's input has unit variance.
+    """EDM's process: alpha = 1, sigma = sigma_max t. The network's input has unit variance.
 
     Source: Karras et al. 2022, "Elucidating the Design Space", table 1, last column.
     """
@@ -364,45 +365,45 @@ def build(config) -> Process:
     if config.process != "ddpm" and (config.schedule != "linear" or config.zero_terminal_snr):
         raise UserError(
             f"diffusion.schedule={config.schedule!r} and diffusion.zero_terminal_snr="
-            f"{config.zero_terminal_snr} are of diffusion.process=ddpm, not {config.process!r}."
+            f"{config.zero_terminal_snr} are for process=ddpm. Omit them for {config.process!r}."
         )
     return PROCESSES[config.process](config, config.num_steps, config.sigma_data)
 
 
-def _make_ddpm(config, *common):
+def _make_ddpm(config, *base_fields):
     _check_betas(config)
-    return DiscreteProcess(*common, schedules.make_alpha_bar(config))
+    return DiscreteProcess(*base_fields, schedules.make_alpha_bar(config))
 
 
-def _make_vp(config, *common):
+def _make_vp(config, *base_fields):
     _check_betas(config)
-    num_steps = config.num_steps
-    return VariancePreserving(*common, num_steps * config.beta_start, num_steps * config.beta_end)
+    beta_min, beta_max = (config.num_steps * b for b in (config.beta_start, config.beta_end))
+    return VariancePreserving(*base_fields, beta_min, beta_max)
 
 
 def _check_betas(config):
     if config.beta_start > config.beta_end:
         raise UserError(
-            f"diffusion.beta_start={config.beta_start} must be at most beta_end={config.beta_end}; "
-            "the paper's are 1e-4 and 0.02."
+            f"diffusion.beta_start={config.beta_start} must be at most beta_end={config.beta_end}. "
+            "The paper's values are 1e-4 and 0.02."
         )
 
 
-def _make_edm(config, *common):
+def _make_edm(config, *base_fields):
     if config.sigma_min >= config.sigma_max:
         raise UserError(
             f"diffusion.sigma_min={config.sigma_min} must be less than sigma_max="
-            f"{config.sigma_max}; the paper's are 0.002 and 80."
+            f"{config.sigma_max}. The paper's values are 0.002 and 80."
         )
-    return VarianceExploding(*common, config.sigma_min, config.sigma_max)
+    return VarianceExploding(*base_fields, config.sigma_min, config.sigma_max)
 
 
-# Each maps (config, time_scale, sigma_data) to a process.
+# Each function takes the config and the fields of `Process`: time_scale and sigma_data.
 PROCESSES = {
     "ddpm": _make_ddpm,
     "vp": _make_vp,
-    "flow": lambda config, *common: LinearFlow(*common),
-    "gvp": lambda config, *common: TrigonometricFlow(*common),
+    "flow": lambda config, *base_fields: LinearFlow(*base_fields),
+    "gvp": lambda config, *base_fields: TrigonometricFlow(*base_fields),
     "edm": _make_edm,
 }
 
@@ -420,10 +421,10 @@ def q_sample(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> 
 
 
 def expand(a: jax.Array, x: jax.Array) -> jax.Array:
-    """Adds trailing axes to a, [B] or scalar, so that it multiplies x [B, ...]."""
+    """Adds trailing axes to a, a scalar or [B], so that a * x is defined for x [B, ...]."""
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
 
 
 def get_array_module(t):
-    """Returns the module that computes with t: NumPy for its arrays and floats, else jax.numpy."""
+    """Returns numpy for a NumPy array or a float, else jax.numpy."""
     return np if isinstance(t, (np.ndarray, np.generic, float)) else jnp

@@ -6,13 +6,13 @@ from dit_jax.errors import check_choice
 
 
 def _cosine_betas(start, end, num_steps):
-    """Returns the cosine schedule, which does not use start and end.
+    """Returns the betas of the cosine schedule, which does not use start and end.
 
     Source: Nichol & Dhariwal 2021, eq. 17.
     """
     t = np.arange(num_steps + 1) / num_steps
-    squared = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - squared[1:] / squared[:-1], 0.999)
+    f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2  # alpha_bar, but for a constant factor
+    return np.minimum(1 - f[1:] / f[:-1], 0.999)
 
 
 # Each maps (beta_start, beta_end, num_steps) to betas [num_steps] f64.
@@ -27,17 +27,17 @@ SCHEDULES = {
 
 
 def make_alpha_bar(config) -> np.ndarray:
-    """Returns alpha^2 [num_steps + 1] f64 of all levels of `config.diffusion`, data first.
+    """Returns alpha_bar = alpha^2 [num_steps + 1] f64 of `config.diffusion`, data first.
 
     Raises: ValueError for an unknown schedule.
-    Source: zero terminal SNR: Lin et al. 2023, algorithm 1.
+    Source of zero_terminal_snr: Lin et al. 2023, algorithm 1.
     """
     start, end, num_steps = config.beta_start, config.beta_end, config.num_steps
     check_choice("diffusion.schedule", config.schedule, SCHEDULES)
     betas = SCHEDULES[config.schedule](start, end, num_steps)
     alpha_bar = np.cumprod(1 - betas)
     if config.zero_terminal_snr:
-        # Moves the last alpha to 0 and leaves the first as it is.
+        # Shifts and scales alpha so that the last one is 0 and the first one stays.
         alpha = np.sqrt(alpha_bar)
         alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
     return np.append(1.0, alpha_bar)

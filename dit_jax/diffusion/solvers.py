@@ -1,11 +1,11 @@
 """Solvers: the steps of samplers, as lax.scan over a time grid.
 
-A solver calls `denoise(x_t, i)`, which returns x_0 and eps at the i-th of its times. It never gets
-labels or text. Its coefficients are tables in f64, computed on the host. `noise(i)` returns N(0, I)
-noise like x_T for step i, so that the caller owns the random keys.
-
 Every solver takes a `Problem` and x_T [B, h, w, C], N(0, x_T_std^2). It returns x_0 like x_T, and
 [n] bool: whether x was finite after each step.
+
+Step i leads from t = grid[i] to s = grid[i + 1]. It calls `denoise(x_t, i)`, which returns x_0 and
+eps at the i-th of the sampler's times, and `noise(i)`, which returns N(0, I) noise like x_T. So the
+caller owns conditions and random keys. Coefficients are f64 tables, computed on the host.
 """
 
 import dataclasses
@@ -30,16 +30,15 @@ class Denoised(NamedTuple):
 
 Denoise = Callable[[jax.Array, jax.Array], Denoised]
 Noise = Callable[[jax.Array], jax.Array]
-Parts = Sequence[tuple[Denoise, int]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """The input of every solver: a process, a grid, the denoisers of its steps, and noise."""
+    """The input of every solver: a process, a grid, the denoisers of the steps, and noise."""
 
     process: processes.Process
     grid: np.ndarray  # [n + 1] f64, decreasing to 0, or near 0 without a last step
-    parts: Parts  # (denoiser, number of its steps) in order; n steps in all
+    parts: Sequence[tuple[Denoise, int]]  # denoisers, each with a number of steps; n in all
     noise: Noise
 
 
@@ -52,36 +51,36 @@ def make_denoise(
 ) -> Denoise:
     """Returns `denoise(x_t, i)` at times[i], for a network with this prediction.
 
-    `times` may have times at which the network is undefined, if denoise is never called there.
     Args:
       predict: as in `objectives`.
-      clip_x_0: whether to clip x_0 to [-1, 1], the range of pixels; eps is then the one that fits.
-    Source: clip_x_0: Ho et al. 2020 and Dhariwal & Nichol 2021, whose samples are so drawn.
+      times: may include times at which coefficients are infinite, if no step calls denoise there.
+      clip_x_0: whether to clip x_0 to [-1, 1], the range of pixels. Then eps is computed from x_t
+        and the clipped x_0.
+    Source of clip_x_0: the samples of Ho et al. 2020 and Dhariwal & Nichol 2021.
     """
     # At t = 0 some coefficients divide by 0. No sampler calls denoise there.
     with np.errstate(divide="ignore", invalid="ignore"):
         solution = predictions.solve(process, prediction, times)
         network_time, scale = process.network_time(times), process.network_scale(times)
-    eps_of = make_eps_fn(process, times)
+    compute_eps = make_eps_fn(process, times)
 
     def denoise(x_t, i):
         at = functools.partial(_at, i=i)
         time = jnp.broadcast_to(at(network_time), x_t.shape[:1])
         output = predict(at(scale) * x_t, time)
         output, variance = objectives.split_prediction(output, x_t.shape[-1])
-        solution_i = predictions.Solution(*map(at, solution))
-        x_0, eps = solution_i.x_0_and_eps(x_t, output)
+        x_0, eps = predictions.Solution(*map(at, solution)).x_0_and_eps(x_t, output)
         if clip_x_0:
             x_0 = jnp.clip(x_0, -1, 1)
-            eps = eps_of(x_t, x_0, i)
+            eps = compute_eps(x_t, x_0, i)
         return Denoised(x_0, eps, variance)
 
     return denoise
 
 
 def make_eps_fn(process: processes.Process, times: np.ndarray) -> Callable:
-    """Returns `eps_of(x_t, x_0, i)`, the noise with which x_0 becomes x_t at times[i] > 0."""
-    with np.errstate(divide="ignore"):  # at t = 0, where no sampler calls eps_of
+    """Returns `compute_eps(x_t, x_0, i)`: the noise with which x_0 becomes x_t at times[i] > 0."""
+    with np.errstate(divide="ignore"):  # at t = 0, for which no sampler calls compute_eps
         alpha, reciprocal = process.alpha(times), 1 / process.sigma(times)
     return lambda x_t, x_0, i: (x_t - _at(alpha, i) * x_0) * _at(reciprocal, i)
 
@@ -90,30 +89,31 @@ def ddpm(problem: Problem, x_T: jax.Array, variance: str = "large"):
     """Draws samples by ancestral sampling on a respaced chain; the last step adds no noise.
 
     Args:
-      variance: used if the network predicts none: 'large', beta, or 'small', the posterior's. If
-        the process preserves variance, 'large' is exact for data N(0, I), 'small' for one datum.
-        For other processes 'large' is too large in few steps.
+      variance: of a step if the network predicts none: 'large' (beta) or 'small' (the
+        posterior's). If the process preserves variance, 'large' is exact for data N(0, I), and
+        'small' for a single data point. For other processes 'large' is too large in few steps.
     Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, section 4.
     """
-    grid, posterior = problem.grid, problem.process.posterior(problem.grid[:-1], problem.grid[1:])
-    fixed = {"large": posterior.log_beta, "small": posterior.log_variance}[variance]
+    t, s = problem.grid[:-1], problem.grid[1:]
+    posterior = problem.process.posterior(t, s)
+    fixed_log_variance = {"large": posterior.log_beta, "small": posterior.log_variance}[variance]
 
     def step(denoise, x_t, i, history):
         at = functools.partial(_at, i=i)
         x_0, _, learned = denoise(x_t, i)
         mean = at(posterior.x_0_coef) * x_0 + at(posterior.x_t_coef) * x_t
-        log_variance = at(fixed)
+        log_variance = at(fixed_log_variance)
         if learned is not None:
             bounds = at(posterior.log_beta), at(posterior.log_variance)
             log_variance = objectives.learned_log_variance(learned, *bounds)
-        noise = at(grid[1:] > 0) * jnp.exp(0.5 * log_variance) * problem.noise(i)
+        noise = at(s > 0) * jnp.exp(0.5 * log_variance) * problem.noise(i)
         return mean + noise, history
 
     return _scan(problem.parts, x_T, step)
 
 
 def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):
-    """Draws samples by DDIM; eta 0 is deterministic and calls no noise, 1 has DDPM's variance.
+    """Draws samples by DDIM: eta = 0 is deterministic and draws no noise, 1 has DDPM's variance.
 
     Source: Song et al. 2021, eq. 12 and 16.
     """
@@ -133,11 +133,10 @@ def ddim(problem: Problem, x_T: jax.Array, eta: float = 0.0):
 
 
 def invert_ddim(problem: Problem, x_0: jax.Array):
-    """Returns the x_T from which `ddim` with eta 0 leads to x_0, to first order in the steps.
+    """Returns the x_T from which `ddim` with eta = 0 leads to x_0, to first order in the steps.
 
-    A step computes eps at the time of its noisier end, but at the x of its other end. So the
-    network is not called at t = 0.
-    Returns: x_T like x_0, and [n] bool as others, noisiest first as in the grid.
+    A step from s to t calls the network with x_s at time t. So it is never called at time 0.
+    Returns: x_T like x_0, and [n] bool as for other solvers, in the order of the grid.
     Source: Song et al. 2021, section 4.3.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
@@ -154,19 +153,18 @@ def invert_ddim(problem: Problem, x_0: jax.Array):
 
 
 def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
-    """Draws samples by DPM-Solver++ of order 1 (which is DDIM) or 2 (2M), or with noise if sde.
+    """Draws samples by DPM-Solver++ of order 1 (which is DDIM) or 2 (2M); with `sde`, adds noise.
 
     The first step and a step to t = 0 are of order 1.
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2 and section 5 (SDE).
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
-    alpha_t, alpha_s, sigma_t, sigma_s = (
-        f(a) for f in (process.alpha, process.sigma) for a in (t, s)
-    )
+    alpha_t, alpha_s = process.alpha(t), process.alpha(s)
+    sigma_t, sigma_s = process.sigma(t), process.sigma(s)
     shrink = sigma_s * alpha_t / (alpha_s * sigma_t)  # exp(-h), h = the step in log(alpha / sigma)
     x_t_coef = sigma_s / sigma_t * (shrink if sde else 1)
     x_0_coef = alpha_s * (1 - shrink ** (2 if sde else 1))
-    std = sigma_s * np.sqrt(1 - shrink**2) * sde
+    std = sigma_s * np.sqrt(1 - shrink**2)  # of the noise, with `sde`
     with np.errstate(divide="ignore", invalid="ignore"):
         h = -np.log(shrink)
         slope = np.append(0.0, 0.5 * h[1:] / h[:-1])  # 1 / (2 r)
@@ -186,94 +184,95 @@ def dpmpp(problem: Problem, x_T: jax.Array, order: int, sde: bool = False):
 def adams_bashforth(problem: Problem, x_T: jax.Array, order: int):
     """Integrates the probability flow by Adams-Bashforth of order 1 (Euler) to 4, on any grid.
 
-    The first steps use as many rates as there are. With order 3 and 4, the second step corrects the
-    first, an Euler step, by the trapezoidal rule. Without this the whole would be of order 2.
+    The first steps use as many rates as have been computed. With order 3 and 4, the second step
+    corrects the first, an Euler step, by the trapezoidal rule. Otherwise the order would be 2.
     Source: Hairer et al. 1993, section III.1.
     """
     ode = problem.process.ode(problem.grid)
-    weights = _adams_bashforth_weights(ode.clock, order)
+    weights = _compute_adams_bashforth_weights(ode.clock, order)
 
-    def step(denoise, x_t, i, history):
-        rate = _rate(ode, denoise(x_t, i), i)
-        history = jnp.concatenate([rate[None], history[:-1]])  # newest first
-        change = jnp.tensordot(_at(weights, i), history, axes=1)
-        return _at(ode.scale, i + 1) * (x_t / _at(ode.scale, i) + change), history
+    def step(denoise, x_t, i, rates):
+        rate = _compute_rate(ode, denoise(x_t, i), i)
+        rates = jnp.concatenate([rate[None], rates[:-1]])  # newest first
+        change = jnp.tensordot(_at(weights, i), rates, axes=1)
+        return _at(ode.scale, i + 1) * (x_t / _at(ode.scale, i) + change), rates
 
-    # Rates that do not exist yet are 0, and so are their weights.
+    # Rates that are not computed yet are 0, and so are their weights.
     return _scan(problem.parts, x_T, step, jnp.zeros((order, *x_T.shape)))
 
 
-def _adams_bashforth_weights(clock, order):
-    """Returns [n, order] f64 weights of the rates in each step's change, the newest rate first."""
-    nodes, quadrature = np.polynomial.legendre.leggauss(order)  # exact for these polynomials
+def _compute_adams_bashforth_weights(clock, order):
+    """Returns the weights [n, order] f64 of the rates in each step's change, newest rate first."""
+    points, point_weights = np.polynomial.legendre.leggauss(order)  # exact for these polynomials
     weights = np.zeros((len(clock) - 1, order))
     for i in range(len(clock) - 1):
-        past = clock[max(i - order + 1, 0) : i + 1][::-1]
-        half = (clock[i + 1] - clock[i]) / 2
-        points = clock[i] + half * (1 + nodes)
+        nodes = clock[max(i - order + 1, 0) : i + 1][::-1]  # where the rates are known
+        half_step = (clock[i + 1] - clock[i]) / 2
+        step_points = clock[i] + half_step * (1 + points)
         # The weight of a rate is the integral of its Lagrange polynomial over the step.
-        for j, node in enumerate(past):
-            others = np.delete(past, j)
-            basis = np.prod((points[:, None] - others) / (node - others), axis=1)
-            weights[i, j] = half * quadrature @ basis
-    # The correction of the first step. If the second step is the last, it is too short for this.
+        for j, node in enumerate(nodes):
+            other_nodes = np.delete(nodes, j)
+            lagrange = (step_points[:, None] - other_nodes) / (node - other_nodes)
+            weights[i, j] = half_step * point_weights @ np.prod(lagrange, axis=1)
+    # The correction of the first step. The second step is too short for it if it is the last.
     if order > 2 and len(weights) > 2:
         weights[1, :2] += (clock[1] - clock[0]) / 2 * np.array([1, -1])
     return weights
 
 
-def churn_levels(process: processes.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
-    """Returns the noisier times [n] f64 to which `heun` goes back before each step.
+def add_churn(process: processes.Process, grid: np.ndarray, churn: float, span) -> np.ndarray:
+    """Returns the noisier times [n] f64 at which the steps of `heun` begin with churn.
 
-    If sigma / alpha lies in `span`, (low, high), it is multiplied by 1 + min(churn / n, sqrt(2) -
-    1). Otherwise the step has no churn. The first step's noisier time is beyond t = 1.
+    If sigma / alpha is in `span`, (low, high), it is multiplied by 1 + min(churn / n, sqrt(2) - 1).
+    Otherwise the step has no churn. The noisier time of the first step is greater than 1.
     Source: Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax.
     """
     ratio = process.sigma(grid[:-1]) / process.alpha(grid[:-1])
-    gamma = min(churn / len(ratio), 2**0.5 - 1) * ((span[0] <= ratio) & (ratio <= span[1]))
-    return np.where(gamma > 0, process.time_of_ratio(ratio * (1 + gamma)), grid[:-1])
+    in_span = (span[0] <= ratio) & (ratio <= span[1])
+    gamma = min(churn / len(ratio), 2**0.5 - 1)
+    return np.where(in_span, process.time_of_ratio(ratio * (1 + gamma)), grid[:-1])
 
 
 def heun(
-    problem: Problem, x_T: jax.Array, noisier: np.ndarray | None = None, noise_scale: float = 1.0
+    problem: Problem, x_T: jax.Array, noisier_t: np.ndarray | None = None, noise_scale: float = 1.0
 ):
     """Integrates the probability flow by Heun's method, of order 2; the last step is Euler's.
 
     A step evaluates the network twice, the last step once.
     Args:
-      noisier: from `churn_levels`: before each step, noise brings x to this time. In the denoiser
-        these times have the indices n + 1, n + 2, ...
-      noise_scale: the standard deviation of that noise.
+      noisier_t: [n] f64 from `add_churn`: before step i, noise brings x to the time noisier_t[i],
+        at which the step calls denoise(x, n + 1 + i).
+      noise_scale: standard deviation of the noise that is added.
     Source: Karras et al. 2022, algorithms 1 and 2.
     """
-    # A step leads from from_t, the noisier time if there is churn, to the next time of the grid.
-    process, grid = problem.process, problem.grid
-    from_t = grid[:-1] if noisier is None else noisier
-    ode_from, ode = process.ode(from_t), process.ode(grid)
-    step_of_clock = ode.clock[1:] - ode_from.clock
-    if noisier is not None:
-        # At the noisier time, x is scaled by factor and has more noise, of standard deviation std.
-        factor = process.alpha(noisier) / process.alpha(grid[:-1])
-        variance = process.sigma(noisier) ** 2 - (factor * process.sigma(grid[:-1])) ** 2
+    # A step begins at begin_t, which is noisier_t with churn, and ends at the grid's next time.
+    process, grid, t = problem.process, problem.grid, problem.grid[:-1]
+    begin_t = t if noisier_t is None else noisier_t
+    begin_ode, ode = process.ode(begin_t), process.ode(grid)
+    clock_step = ode.clock[1:] - begin_ode.clock
+    if noisier_t is not None:
+        # x at noisier_t is factor * x_t + std * noise.
+        factor = process.alpha(noisier_t) / process.alpha(t)
+        variance = process.sigma(noisier_t) ** 2 - (factor * process.sigma(t)) ** 2
         std = np.sqrt(np.maximum(variance, 0))
 
-    def move(x_t, rate, i):
-        change = _at(step_of_clock, i) * rate
-        return _at(ode.scale, i + 1) * (x_t / _at(ode_from.scale, i) + change)
-
-    def start(denoise, x_t, i):
-        if noisier is None:
-            return x_t, _rate(ode, denoise(x_t, i), i)
+    def begin(denoise, x_t, i):
+        if noisier_t is None:
+            return x_t, _compute_rate(ode, denoise(x_t, i), i)
         x_t = _at(factor, i) * x_t + noise_scale * _at(std, i) * problem.noise(i)
-        return x_t, _rate(ode_from, denoise(x_t, len(grid) + i), i)
+        return x_t, _compute_rate(begin_ode, denoise(x_t, len(grid) + i), i)
+
+    def move(x_t, rate, i):
+        change = _at(clock_step, i) * rate
+        return _at(ode.scale, i + 1) * (x_t / _at(begin_ode.scale, i) + change)
 
     def step(denoise, x_t, i, history):
-        x_t, rate = start(denoise, x_t, i)
-        next_rate = _rate(ode, denoise(move(x_t, rate, i), i + 1), i + 1)
-        return move(x_t, (rate + next_rate) / 2, i), history
+        x_t, rate = begin(denoise, x_t, i)
+        end_rate = _compute_rate(ode, denoise(move(x_t, rate, i), i + 1), i + 1)
+        return move(x_t, (rate + end_rate) / 2, i), history
 
     def last(denoise, x_t, i, history):
-        x_t, rate = start(denoise, x_t, i)
+        x_t, rate = begin(denoise, x_t, i)
         return move(x_t, rate, i), history
 
     return _scan(problem.parts, x_T, step, last=last)
@@ -284,14 +283,14 @@ def euler_maruyama(
 ):
     """Draws samples by Euler-Maruyama of the reverse SDE, with the probability flow's marginals.
 
-    x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, u = d x_t / dt.
+    x_s = x_t - (u - w score / 2) (t - s) + sqrt(w (t - s)) noise, where u = d x_t / dt.
     Args:
-      sde_diffusion: w(t): 'sigma', 2 sigma(t); 'sbdm', the w of the process as an SDE.
-      last_step: the step to t = 0, without noise: 'mean', the mean of the step; 'euler', a step of
-        the probability flow; 'tweedie', the network's x_0. With 'none', the last step is like the
-        others, with noise.
-    Source: Ma et al. 2024, "SiT", section 2. Its published code has these names of w and of the
-      last steps, and the factor 2 of 'sigma'.
+      sde_diffusion: w(t): 'sigma' for 2 sigma(t), or 'sbdm' for the w of the process as an SDE.
+      last_step: the step to t = 0, without noise: 'mean' for x_s without its noise; 'euler' for a
+        step of the probability flow; 'tweedie' for the network's x_0. With 'none', the last step
+        has noise like all others.
+    Source: Ma et al. 2024, "SiT", section 2. The names of w and of the last steps, and the factor 2
+      of 'sigma', are from SiT's code.
     """
     process, t, s = problem.process, problem.grid[:-1], problem.grid[1:]
     alpha, sigma, (d_alpha, d_sigma) = process.alpha(t), process.sigma(t), process.velocity(t)
@@ -300,26 +299,26 @@ def euler_maruyama(
         w = w * (d_sigma - d_alpha / alpha * sigma)
     std = np.sqrt(w * (t - s))
 
-    def moved(denoised, x_t, i, w):
+    def compute_mean(denoised, x_t, i, w):
         at = functools.partial(_at, i=i)
         # The score is -eps / sigma.
         u = at(d_alpha) * denoised.x_0 + at(d_sigma) * denoised.eps
         return x_t - at(t - s) * (u + at(w / (2 * sigma)) * denoised.eps)
 
     def step(denoise, x_t, i, history):
-        return moved(denoise(x_t, i), x_t, i, w) + _at(std, i) * problem.noise(i), history
+        return compute_mean(denoise(x_t, i), x_t, i, w) + _at(std, i) * problem.noise(i), history
 
     def last(denoise, x_t, i, history):
         denoised = denoise(x_t, i)
         if last_step == "tweedie":
             return denoised.x_0, history
-        # With w = 0 the step is Euler's, of the probability flow.
-        return moved(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
+        # With w = 0 this is Euler's step of the probability flow.
+        return compute_mean(denoised, x_t, i, w if last_step == "mean" else 0 * w), history
 
     return _scan(problem.parts, x_T, step, last=None if last_step == "none" else last)
 
 
-def _rate(ode, denoised, i):
+def _compute_rate(ode, denoised, i):
     """Returns d(x / scale) / d clock at the i-th time of the ODE."""
     return _at(ode.x_0_coef, i) * denoised.x_0 + _at(ode.eps_coef, i) * denoised.eps
 
@@ -327,28 +326,31 @@ def _rate(ode, denoised, i):
 def _scan(parts, x, step, history=(), last=None):
     """Runs step(denoise, x, i, history) -> (x, history) for all steps of the parts, in order.
 
-    Args: last, what runs in place of `step` for the last step, if that differs.
+    Args: last, a function that replaces `step` in the last step.
     Returns: the last x, and [n] bool: whether x was finite after each step.
     """
-    spans = [(denoise, count, step) for denoise, count in parts]
+    spans = [(denoise, num_steps, step) for denoise, num_steps in parts]
     if last:
-        denoise, count, _ = spans.pop()
-        spans += [(denoise, count - 1, step)] * (count > 1) + [(denoise, 1, last)]
-    carry, finite, first = (x, history), [], 0
-    for denoise, count, run in spans:
+        denoise, num_steps, _ = spans.pop()
+        if num_steps > 1:
+            spans.append((denoise, num_steps - 1, step))
+        spans.append((denoise, 1, last))
+    carry, finite, start = (x, history), [], 0
+    for denoise, num_steps, span_step in spans:
 
-        def body(carry, i, denoise=denoise, run=run):
-            x, history = run(denoise, carry[0], i, carry[1])
+        def body(carry, i, denoise=denoise, span_step=span_step):
+            x, history = carry
+            x, history = span_step(denoise, x, i, history)
             return (x, history), jnp.isfinite(x).all()
 
         # One scan per span: each has its own denoiser, such as a guided one.
-        carry, ok = jax.lax.scan(body, carry, first + jnp.arange(count))
-        finite.append(ok)
-        first += count
+        carry, span_finite = jax.lax.scan(body, carry, start + jnp.arange(num_steps))
+        finite.append(span_finite)
+        start += num_steps
     return carry[0], jnp.concatenate(finite)
 
 
 def _at(table, i):
     """Returns table[i] as f32, or as f64 if JAX has x64 enabled."""
-    # i is traced inside a scan, and cannot index a NumPy array.
+    # Inside a scan i is traced, and a traced index needs a JAX array.
     return jnp.asarray(table)[i]

@@ -1,4 +1,4 @@
-"""Feature extractors: networks that turn images into the features by which sets are compared."""
+"""Feature extractors: functions from images to the features by which sets are compared."""
 
 import dataclasses
 import functools
@@ -16,8 +16,9 @@ from dit_jax.errors import MissingFileError, UserError, check_choice
 from dit_jax.evaluation import image_sets
 from dit_jax.workdirs import checkpoint, digests
 
-MAX_PIXEL_VALUES = 4096  # of an image; a covariance costs their cube, and means little beyond
-# Extractor -> the address of its weights, for the message if they are missing.
+# The most values of an image for extractor pixels. The Frechet distance costs their cube.
+MAX_PIXEL_VALUES = 4096
+# Extractor -> the URL of its weights, for the message if they are missing.
 WEIGHTS = {
     "inception": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
@@ -37,8 +38,8 @@ class Extractor:
 
     name: str
     dtype: str  # of the activations
-    digest: str  # of the weights; '' if it has none
-    apply: Callable  # (params, image [B, H, W, C] uint8) to a dict of f32
+    digest: str  # of the weights; '' without weights
+    apply: Callable  # maps (params, image [B, H, W, C] uint8) to {kind: f32 array}
     params: dict  # on this process's devices
 
     @property
@@ -47,10 +48,10 @@ class Extractor:
         return {"name": self.name, "dtype": self.dtype, "digest": self.digest}
 
     def compile(self, mesh: Mesh) -> Callable:
-        """Returns the jitted function of a sharded batch; every process gets all features."""
+        """Returns a jitted function that gives every process all features of a sharded batch."""
         everywhere = sharding.replicated(mesh)
-        # The parameters are on the devices of this process only. As global arrays, replicated over
-        # the mesh, they go with batches of several processes.
+        # A jitted function takes batches of several processes only with parameters that are global
+        # arrays. So far they are on the devices of this process.
         params = jax.tree.map(
             lambda leaf: jax.make_array_from_callback(
                 leaf.shape, everywhere, np.asarray(leaf).__getitem__
@@ -61,18 +62,18 @@ class Extractor:
 
 
 def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32") -> Extractor:
-    """Returns the extractor of this name, with weights from a workdir of `dit_jax.convert`.
+    """Loads an extractor with weights from a workdir that `dit_jax.convert` wrote.
 
     Args:
       weights: the workdir, by default runs/<name>.
       dtype: of the activations. Published features are in float32.
-    Raises: ValueError for an unknown name or another model's weights; FileNotFoundError that says
-      how to get them, if there are none.
+    Raises: ValueError for an unknown name or another model's weights; FileNotFoundError, with the
+      commands that get the weights, if they are missing.
     """
     if name == "pixels":
         if weights or dtype != "float32":
             raise UserError("extractor pixels has no weights and is float32.")
-        return Extractor("pixels", "float32", "", _pixels, {})
+        return Extractor("pixels", "float32", "", _scale_pixels, {})
     check_choice("extractor", name, NAMES)
     weights = weights or pathlib.Path("runs") / name
     sharding.in_every_process(lambda: _check_weights(name, weights))
@@ -85,67 +86,67 @@ def load(name: str, weights: pathlib.Path | None = None, dtype: str = "float32")
 
 
 def _check_weights(name, weights):
-    """Raises FileNotFoundError, with the commands that get them, if there are no weights."""
+    """Raises FileNotFoundError, with the commands that get the weights, if they are missing."""
     if not (weights / "config.json").is_file():
         url = WEIGHTS[name]
         raise MissingFileError(
-            f"no weights of {name} in {weights}. Two commands get them, see docs/weights.md:\n"
+            f"no weights of {name} in {weights}. Run these commands, see docs/weights.md:\n"
             f"  curl -LO {url}\n"
             f"  python -m dit_jax.convert {name} {url.rpartition('/')[2]} {weights}"
         )
 
 
-def _pixels(_, image):
-    """Returns the features of extractor pixels: the image's values in [-1, 1]."""
-    values = int(np.prod(image.shape[1:]))
-    if values > MAX_PIXEL_VALUES:
+def _scale_pixels(_, image):
+    """Returns the features of extractor pixels: the image's values, scaled to [-1, 1]."""
+    num_values = int(np.prod(image.shape[1:]))
+    if num_values > MAX_PIXEL_VALUES:
         raise UserError(
-            f"extractor pixels is for small images, at most {MAX_PIXEL_VALUES} values; these have "
-            f"{values}. Use --extractor inception."
+            f"extractor pixels is for images of at most {MAX_PIXEL_VALUES} values, but these have "
+            f"{num_values}. Use --extractor inception."
         )
-    return {"features": image.reshape(-1, values).astype(jnp.float32) / 127.5 - 1}
+    return {"features": image.reshape(-1, num_values).astype(jnp.float32) / 127.5 - 1}
 
 
 def extract(
     extractor: Extractor, images: image_sets.ImageSet, batch_size: int, part: range | None = None
 ) -> Iterator[tuple[range, loader.Batch, dict[str, np.ndarray]]]:
-    """Yields (numbers, images, features) of part of a set, by this process's devices.
+    """Yields (image indices, batch, features) for part of a set, by this process's devices.
 
-    The devices compute the next batch while the caller handles one.
-    Args: part, the numbers of the images, by default all.
+    The devices compute a batch while the caller handles the one before.
+    Args: part, the indices of the images, by default all.
     """
     part = part or range(images.num)
     mesh = sharding.local_mesh()
     padded_size = -(-batch_size // mesh.size) * mesh.size
     compute, previous, start = extractor.compile(mesh), None, part.start
 
-    def finished(numbers, block, extracted):
-        return numbers, block, {k: np.asarray(a)[: len(numbers)] for k, a in extracted.items()}
+    def wait(indices, batch, extracted):
+        features = {kind: np.asarray(array)[: len(indices)] for kind, array in extracted.items()}
+        return indices, batch, features
 
-    for block in images.blocks(batch_size, part.start, part.stop):
-        numbers = range(start, start + len(block["image"]))
-        start = numbers.stop
-        # The last block is filled up with its own images: another shape would be compiled again.
-        image = np.resize(block["image"], (padded_size, *block["image"].shape[1:]))
-        current = numbers, block, compute(sharding.put_batch(mesh, {"image": image})["image"])
+    for batch in images.blocks(batch_size, part.start, part.stop):
+        indices = range(start, start + len(batch["image"]))
+        start = indices.stop
+        # Repeats of its images pad the last batch, because another shape would be compiled again.
+        image = np.resize(batch["image"], (padded_size, *batch["image"].shape[1:]))
+        current = indices, batch, compute(sharding.put_batch(mesh, {"image": image})["image"])
         if previous:
-            yield finished(*previous)
+            yield wait(*previous)
         previous = current
     if previous:
-        yield finished(*previous)
+        yield wait(*previous)
 
 
-def check_finite(extracted: dict[str, np.ndarray], numbers: range) -> None:
-    """Raises unless the features are finite.
+def check_finite(extracted: dict[str, np.ndarray], indices: range) -> None:
+    """Raises FloatingPointError, with the first image, if features are not finite.
 
-    Args: numbers, of the images, for the message.
-    Raises: FloatingPointError with the first image whose features are not finite.
+    Args: indices, of the images, for the message.
     """
     for name, array in extracted.items():
         finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if not finite.all():
             raise FloatingPointError(
-                f"{np.sum(~finite)} of the images {numbers[0]} to {numbers[-1]} have {name} that "
-                f"are NaN or infinite, first image {numbers[int(finite.argmin())]}. Are the "
-                "extractor's weights whole? Convert them again, and compare their digest."
+                f"{np.sum(~finite)} of the images {indices[0]} to {indices[-1]} have {name} that "
+                f"are NaN or infinite. The first is image {indices[int(finite.argmin())]}. Are the "
+                "extractor's weights undamaged? Convert them again, and compare their digest."
             )

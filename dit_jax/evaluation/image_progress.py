@@ -1,4 +1,4 @@
-"""Progress of images that are measured: a bar on a terminal, else lines in the log."""
+"""Progress of an evaluation: a bar on a terminal, otherwise lines in the log."""
 
 import logging
 import time
@@ -6,19 +6,20 @@ import time
 from tqdm import tqdm
 
 logger = logging.getLogger("dit_jax")
-LOG_EVERY_SECONDS = 60  # if there is no terminal
+LOG_EVERY_SECONDS = 60  # if there is no bar
 
 
 class ImageProgress:
-    """Number of images done, their rate and the time left.
+    """Shows the number of finished images, their rate and the time left.
 
-    Shown as a bar, or as a line in the log every minute.
+    Args: show_bar, whether to show a bar; otherwise a line is logged every minute.
     """
 
-    def __init__(self, total: int, done: int, bar: bool, name: str = "samples"):
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="img", disable=not bar)
-        self._name, self._total, self._done = name, total, done
-        self._began = self._logged = None  # times
+    def __init__(self, total: int, num_done: int, show_bar: bool, name: str = "samples"):
+        self._bar = tqdm(total=total, initial=num_done, desc=name, unit="img", disable=not show_bar)
+        self._name, self._total, self._num_done = name, total, num_done
+        self._num_at_start = None  # the images that were done when the timing began
+        self._start_time = self._log_time = None
 
     def __enter__(self) -> "ImageProgress":
         return self
@@ -27,20 +28,18 @@ class ImageProgress:
         self._bar.close()
 
     def update(self, count: int) -> None:
-        """Counts images that are done.
-
-        The first call is not timed, since its images waited for compilation.
-        """
+        """Adds `count` finished images."""
         self._bar.update(count)
-        self._done += count
+        self._num_done += count
         now = time.monotonic()
-        if self._began is None:
-            self._began = self._logged = now
-            self._done_then = self._done
-        elif self._bar.disable and now - self._logged >= LOG_EVERY_SECONDS:
-            self._logged = now
-            rate = (self._done - self._done_then) / (now - self._began)
-            left = tqdm.format_interval((self._total - self._done) / rate)
+        # The first images waited for compilation, so the rate is that of the later ones.
+        if self._start_time is None:
+            self._start_time = self._log_time = now
+            self._num_at_start = self._num_done
+        elif self._bar.disable and now - self._log_time >= LOG_EVERY_SECONDS:
+            self._log_time = now
+            rate = (self._num_done - self._num_at_start) / (now - self._start_time)
+            left = tqdm.format_interval((self._total - self._num_done) / rate)
             logger.info(
-                "%s %d/%d  %.4g img/s  %s left", self._name, self._done, self._total, rate, left
+                "%s %d/%d  %.4g img/s  %s left", self._name, self._num_done, self._total, rate, left
             )

@@ -1,4 +1,4 @@
-"""Style of plots: the width of a paper's column, colours for all readers, ticks, and files."""
+"""Style of plots: their size, colours, labels, ticks, legends and files."""
 
 import os
 import pathlib
@@ -27,30 +27,29 @@ LABELS = {
     "eval_vb": "held-out VB (bits)",
     **{name: measure.label for name, measure in measures.MEASURES.items()},
 }
-EXTRACTORS = {"dinov2": "DINOv2", "pixels": "pixels"}
-WIDTH, HEIGHT, DPI = 3.3, 2.4, 200  # inches: one of two columns
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow.
+EXTRACTOR_LABELS = {"dinov2": "DINOv2", "pixels": "pixels"}
+WIDTH, HEIGHT, DPI = 3.3, 2.4, 200  # inches, for one of a paper's two columns
+# The colours of Okabe and Ito without yellow. Colour-blind readers can tell them apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
-# Ticks of a log axis: largest ratio of its ends -> ticks in each decade. None is evenly spaced
-# ticks, for less than a decade.
-SUBS = {3: None, 10: [1, 1.5, 2, 3, 4, 6, 8], 100: [1, 2, 5], 1000: [1, 3]}
+# The largest ratio of a log axis's ends -> the ticks in each decade; None for evenly spaced ticks.
+LOG_TICKS = {3: None, 10: [1, 1.5, 2, 3, 4, 6, 8], 100: [1, 2, 5], 1000: [1, 3]}
 STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
-    "svg.hashsalt": "dit_jax",  # without it the ids in a file are random
+    "svg.hashsalt": "dit_jax",  # makes the ids in a file the same in every run
 }
 
 
 def import_matplotlib() -> types.ModuleType:
-    """Returns matplotlib, with the modules that figures need.
+    """Imports matplotlib with the modules that figures need, and returns it.
 
-    The import takes a second, so only functions that draw a figure call this. MPLBACKEND is unset
-    meanwhile: it may name a module of a notebook that is not installed. Files need no backend.
+    The import takes a second, so only functions that draw a figure call this.
     """
+    # The backend that a notebook sets may not be installed here, and files need none.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib
@@ -65,75 +64,78 @@ def import_matplotlib() -> types.ModuleType:
     return matplotlib
 
 
-def label(name: str) -> str:
-    """Returns the label of a name in a row: 'fid' is 'FID', 'fd_pixels' is 'FD of pixels'."""
+def get_label(name: str) -> str:
+    """Returns the label for a name in a row: 'FID' for 'fid', 'FD of pixels' for 'fd_pixels'."""
     base, _, extractor = name.rpartition("_")
-    if extractor in EXTRACTORS and base:
-        return f"{LABELS.get(base, base.replace('_', ' '))} of {EXTRACTORS[extractor]}"
+    if extractor in EXTRACTOR_LABELS and base:
+        return f"{get_label(base)} of {EXTRACTOR_LABELS[extractor]}"
     return LABELS.get(name, name.replace("_", " "))
 
 
-def count(noun: str, number: int) -> str:
+def format_count(noun: str, count: int) -> str:
     """Returns '1 token', '4 tokens'."""
-    return f"{number:,} {noun}" + "s" * (number != 1)
+    return f"{count:,} {noun if count == 1 else f'{noun}s'}"
 
 
-def literal(text: str) -> str:
-    """Returns a name that matplotlib draws unchanged: text between two dollar signs is no formula.
+def escape(text: str) -> str:
+    """Escapes a name so that matplotlib does not take text between dollar signs for a formula.
 
-    Control characters such as newlines are drawn as escapes, since no font has them.
+    Control characters such as newlines, which no font has, become visible escapes.
     """
     return files.printable(text).replace("$", r"\$")
 
 
-def legend(owner, handles: Iterable, labels: Iterable[str], **options):
-    """Returns the matplotlib Legend of axes or of a figure, with all labels drawn unchanged."""
+def draw_legend(owner, handles: Iterable, labels: Iterable[str], **options):
+    """Draws the legend of axes or of a figure, with escaped labels; returns the Legend."""
     labels = list(labels)
-    drawn = owner.legend(list(handles), ["label"] * len(labels), **options)
-    # Set afterwards, since some versions leave out labels that begin with an underscore.
-    for text, label in zip(drawn.texts, labels, strict=True):
-        text.set_text(literal(label))
-    return drawn
+    legend = owner.legend(list(handles), ["label"] * len(labels), **options)
+    # Set afterwards, because some versions leave out labels that begin with an underscore.
+    for text, label in zip(legend.texts, labels, strict=True):
+        text.set_text(escape(label))
+    return legend
 
 
 def draw_seeds(axes, points: Iterable[tuple[float, float]], color: str) -> None:
-    """Draws faint points, one for each seed, behind their mean."""
+    """Draws a faint point for each seed."""
     style = dict(color=color, marker=".", linestyle="none", alpha=0.5, markersize=5)
     axes.plot(*zip(*points, strict=True), label="_seeds", **style)
 
 
-def log_scale(axis, counts: bool = False, room: float = 1.0) -> None:
-    """Makes an axis logarithmic, with readable ticks for the range that is drawn.
+def set_log_scale(axis, counts: bool = False, room: float = 1.0) -> None:
+    """Makes an axis logarithmic, with ticks that suit the range of the drawn values.
 
-    Ticks are such as 0.5, 1, 2, or 400k, 1M for counts.
     Args:
-      counts: whether the values are counts.
-      room: the length of the axis, relative to that of a single plot.
+      counts: whether the values are counts, whose ticks are such as 400k and 1M.
+      room: the length of the axis, relative to the axis of a plot with one panel.
     """
     ticker = import_matplotlib().ticker
 
-    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    if axis.axis_name == "x":
+        axis.axes.set_xscale("log")
+    else:
+        axis.axes.set_yscale("log")
     low, high = axis.get_view_interval()
-    within_decade, plain = high <= 10 * low, low > 1e-4 and high < 1e5
+    needs_no_exponent = low > 1e-4 and high < 1e5
     # A longer axis has room for more ticks.
     span = (high / low) ** (1 / room)
-    if span <= max(SUBS) and (counts or plain):  # else matplotlib's default, powers of ten
-        subs = next(s for most, s in SUBS.items() if span <= most)
-        even = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
-        axis.set_major_locator(ticker.LogLocator(subs=subs) if subs else even)
+    # Matplotlib's default, powers of ten, suits the other ranges.
+    if span <= max(LOG_TICKS) and (counts or needs_no_exponent):
+        ticks = next(ticks for largest, ticks in LOG_TICKS.items() if span <= largest)
+        evenly_spaced = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+        axis.set_major_locator(ticker.LogLocator(subs=ticks) if ticks else evenly_spaced)
         axis.set_minor_locator(ticker.NullLocator())
     if counts:
         axis.set_major_formatter(ticker.EngFormatter(sep=""))
-    elif within_decade and high < 1000:
+    elif high <= 10 * low and high < 1000:
         axis.set_major_formatter(ticker.ScalarFormatter(useOffset=False))  # 0.20, 0.25
-    elif plain:
-        axis.set_major_formatter(ticker.FuncFormatter(lambda number, _: f"{number:,.10g}"))
+    elif needs_no_exponent:
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def save(figure, out: pathlib.Path) -> None:
     """Writes a figure as .png or .svg. The same figure gives the same bytes.
 
-    Raises: OSError.
+    Raises: OSError if the file cannot be written.
     """
     matplotlib = import_matplotlib()
 

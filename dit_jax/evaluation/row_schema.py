@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from dit_jax.system import schemas
 
-# The settings of a row: how images were sampled, or bits were measured.
+# Settings of how images were sampled, or how bits per dimension were measured.
 SAMPLE: schemas.Schema = {
     "sampler": schemas.is_string,
     "steps": schemas.is_count,
@@ -18,12 +18,12 @@ SAMPLE: schemas.Schema = {
     "guide": schemas.optional(schemas.is_string),
     "guide_step": schemas.optional(schemas.is_count),
 }
-# A row without its measures.
+# All keys of a row except its measures.
 ROW: schemas.Schema = {
     "step": schemas.is_count,
-    "sample": schemas.object_of(SAMPLE, SAMPLE, others=schemas.is_setting),
+    "sample": schemas.object_of(SAMPLE, SAMPLE, check_unknown=schemas.is_setting),
     "samples": schemas.object_of({"num": schemas.is_count}),
-    "likelihood": schemas.object_of(SAMPLE, SAMPLE, others=schemas.is_setting),
+    "likelihood": schemas.object_of(SAMPLE, SAMPLE, check_unknown=schemas.is_setting),
     "extractor": schemas.optional(schemas.object_of({})),
     "reference": schemas.optional(schemas.object_of({})),
     "picture": schemas.is_string,
@@ -42,15 +42,15 @@ ROW: schemas.Schema = {
 def list_invalid_keys(row: Mapping) -> list[str]:
     """Returns the keys of a row that have wrong values.
 
-    A row may lack any key, but with 'likelihood' it needs a 'bits_per_...'. Measures are numbers or
-    None; they are the keys after 'picture', and 'bits_per_...'.
+    Measures are the keys after 'picture', and 'bits_per_...'; they are numbers or None. A row may
+    lack any key, except that a row with 'likelihood' needs a 'bits_per_...'.
     """
-    # Measures have no fixed names, so they are recognised by their place in the row.
+    # Rows of other versions may have measures of other names, so their position decides.
     names = list(row)
     after_picture = names[names.index("picture") + 1 :] if "picture" in row else []
     bits = [name for name in names if name.startswith("bits_per_")]
     measures = dict.fromkeys([*after_picture, *bits], schemas.optional(schemas.is_number))
     if "likelihood" in row and not bits:
         measures["bits_per_dim"] = schemas.is_number
-    others = dict.fromkeys(names, schemas.is_value)
-    return schemas.invalid_keys(row, others | measures | dict(ROW), ROW)
+    other_keys = dict.fromkeys(names, schemas.is_value)
+    return schemas.list_invalid_keys(row, other_keys | measures | dict(ROW), ROW)

@@ -1,4 +1,4 @@
-"""JSON rows of measurements: what was measured, of which checkpoint, by which code."""
+"""JSON rows of measurements: the checkpoint, the settings, the code and the measured values."""
 
 import contextlib
 import hashlib
@@ -19,17 +19,17 @@ from dit_jax.sampling import runs
 from dit_jax.system import files, json_files, locks
 from dit_jax.workdirs import digests
 
-ROUNDING = 1e-3  # how far below 0 a measure may be that cannot be negative
+ROUNDING = 1e-3  # the most that rounding may take a measure below 0
 
 
 def describe_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dict:
-    """Returns the part of a row about a checkpoint and how it is measured, {kind: settings}."""
+    """Returns the part of a row before its measures: checkpoint, {kind: settings} and code."""
     config, counts = trained.config, models.count(trained.config)
     images_seen = trained.step * config.batch_size
     return {
         "step": trained.step,
         "params_digest": digests.digest(trained.params),
-        kind: json.loads(json.dumps(settings)),  # as it will be read back: a tuple becomes a list
+        kind: _convert_to_json(settings),
         "params": counts["params"],
         "gmacs": counts["gmacs"],
         "images_seen": images_seen,
@@ -38,55 +38,61 @@ def describe_checkpoint(trained: runs.Trained, kind: str, settings: dict) -> dic
     }
 
 
+def _convert_to_json(row):
+    """Returns a row as it will be read back from JSON, which has lists for tuples."""
+    return json.loads(json.dumps(row))
+
+
 def describe_code() -> dict:
-    """Returns device, library versions and code revision; samples may differ between them."""
+    """Returns what samples depend on besides checkpoint and settings: device, versions, code."""
     return {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "matmul_precision": jax.config.jax_default_matmul_precision,
-        "git_revision": git_revision(),
+        "git_revision": get_git_revision(),
     }
 
 
 def get_name(row: dict) -> str:
-    """Returns the name of a row without measures in file names: its step, and a digest."""
-    # The revision is left out: `batch_cache.BatchCache` compares it, and reports a difference.
-    known = {key: value for key, value in row.items() if key != "git_revision"}
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    """Returns a name for the files of a row without measures: its step and a digest."""
+    # Two revisions share the name, so that `batch_cache.BatchCache` can report the difference.
+    digested = {key: value for key, value in row.items() if key != "git_revision"}
+    digest = hashlib.sha256(json.dumps(digested, sort_keys=True).encode()).hexdigest()[:8]
     return f"{row['step']}-{digest}" if "step" in row else digest
 
 
 def hold(path: pathlib.Path, row: dict) -> contextlib.AbstractContextManager[locks.Lock]:
-    """Locks a row without measures, so that no two commands measure the same. Others may go on.
+    """Locks a row without measures, so that no other command measures the same row.
 
-    Raises: OSError as `locks.hold`; files.LostError if the file's directory has gone.
+    Raises: OSError as `locks.hold`; files.LostError if the file's directory does not exist.
     """
     directory = path.with_suffix("")
-    if not path.parent.is_dir():  # moved while the model was loaded: it is not created again
+    # A directory that was moved while the model was loaded must not be created again.
+    if not path.parent.is_dir():
         raise files.LostError.for_directory(path.parent)
     for target in (path, directory):
         if target.is_symlink():
             raise UserFileError(
-                f"{files.printable(target)} is a link, which is not written to: remove it."
+                f"{files.printable(target)} is a link, and links are not written to. Remove it."
             )
     return locks.hold(directory / f"{get_name(row)}.lock")
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """Returns the rows of an evaluations.jsonl without damaged ones, which a warning counts."""
+    """Reads the rows of an evaluations.jsonl, and warns of damaged rows, which are left out."""
     return json_files.read_json_lines(path, row_schema.list_invalid_keys)
 
 
 def find(path: pathlib.Path, row: dict) -> dict | None:
-    """Returns the row of a file that has all values of this one, and its measures; else None.
+    """Returns the row of a file that has all values of `row` and its measures, or None.
 
-    The first process reads for all. A row of code with uncommitted changes is never returned.
+    The first process reads for all. No row matches if the code has uncommitted changes.
     """
-    row = json.loads(json.dumps(row))  # the file has lists for tuples
+    row = _convert_to_json(row)
 
     def match():
-        rows = [] if "-dirty" in row["git_revision"] else read(path)
-        return next((r for r in rows if row.items() <= r.items()), None)
+        candidates = [] if "-dirty" in row["git_revision"] else read(path)
+        return next((match for match in candidates if row.items() <= match.items()), None)
 
     return sharding.broadcast_result(match)
 
@@ -99,28 +105,32 @@ def get_measures(row: dict) -> dict[str, float]:
 
 
 def check(measured: dict[str, float | None]) -> None:
-    """Raises unless the measures have possible values. Called before a row with them is written.
+    """Checks the measures of a row before it is written.
 
-    Raises: FloatingPointError for values that are not finite, or below zero beyond rounding.
+    Raises: FloatingPointError for values that are not finite, or that are below zero by more than
+      rounding.
     """
 
     def is_possible(name, value):
         measure = measures.find(name)
-        signed = measure and measure.may_be_negative
-        return value is None or (math.isfinite(value) and (signed or value > -ROUNDING))
+        may_be_negative = measure and measure.may_be_negative
+        return value is None or (math.isfinite(value) and (may_be_negative or value > -ROUNDING))
 
-    wrong = [f"{name} {value}" for name, value in measured.items() if not is_possible(name, value)]
-    if wrong:
+    impossible = [
+        f"{name} {value}" for name, value in measured.items() if not is_possible(name, value)
+    ]
+    if impossible:
         raise FloatingPointError(
-            f"measured {', '.join(wrong)}, which cannot be, so no row is written. Are the losses "
-            "of the checkpoint finite, and the reference and the extractor's weights whole?"
+            f"measured the impossible values {', '.join(impossible)}, so no row is written. Are "
+            "the losses of the checkpoint finite? Are the reference and the extractor's weights "
+            "undamaged?"
         )
 
 
 def append(path: pathlib.Path, row: dict) -> None:
-    """Appends the row as a line of its own, even if the last line was cut short.
+    """Appends the row as a new line, even if the last line of the file is incomplete.
 
-    Raises: OSError with the measures in its message.
+    Raises: OSError, with the row in its message, if the file cannot be written.
     """
     try:
         with files.open_to_write(path, "a+b") as file:
@@ -130,30 +140,30 @@ def append(path: pathlib.Path, row: dict) -> None:
                     file.write(b"\n")
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())  # the caller may now remove the batches
+            os.fsync(file.fileno())  # the caller removes the batches next
     except OSError as error:
         raise UserFileError(f"cannot write {path}: {error}\nMeasured: {json.dumps(row)}") from error
 
 
-def git_revision() -> str:
-    """Returns the commit of this code, with '-dirty-' and a digest if there are changes.
+def get_git_revision() -> str:
+    """Returns the commit of this code, and '-dirty-' and a digest of uncommitted changes.
 
-    An installation without git returns its version.
-    Raises: OSError if git is there but fails.
+    Without git or a repository, returns the version of the installed package.
+    Raises: OSError if git fails.
     """
     root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return importlib.metadata.version("dit_jax")
 
-    def git(*arguments):
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True)
-        if done.returncode:
+    def run_git(*arguments):
+        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True)
+        if result.returncode:
             raise UserFileError(
-                f"git {arguments[0]} in {root} failed, so that rows cannot say which code they are "
-                f"of: {done.stderr.decode().strip()}"
+                f"git {arguments[0]} in {root} failed, so rows cannot have the revision of the "
+                f"code: {result.stderr.decode().strip()}"
             )
-        return done.stdout
+        return result.stdout
 
-    changes = git("diff", "HEAD", "--no-ext-diff")
-    digest = f"-dirty-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else ""
-    return git("rev-parse", "HEAD").decode().strip() + digest
+    changes = run_git("diff", "HEAD", "--no-ext-diff")
+    suffix = f"-dirty-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else ""
+    return run_git("rev-parse", "HEAD").decode().strip() + suffix

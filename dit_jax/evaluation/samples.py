@@ -147,7 +147,8 @@ def _measure(arrays, reference, class_names, progress):
     label = arrays.get("label")
     if label is not None and "probabilities" in arrays:
         _warn_if_sorted(label)
-    values = measures.measure_features(arrays, reference, label, progress, class_names)
+    inputs = measures.Inputs(arrays, reference, label, class_names, progress)
+    values = measures.measure_features(inputs)
     rows.check(values)
     return values
 

@@ -21,7 +21,7 @@ def open_split(config, split: str) -> sources.Source:
     name = config.latents.moments
     build = "python -m dit_jax.encode --config ... --vae ... --out ..."
     builder = tfds_data.open_builder(name, config.data.data_dir, "moments", build)
-    records, origin, shards = tfds_data.read_split(builder, split, "moments", build)
+    records, origin, shards = tfds_data.read_split(builder, split, build)
     if not len(records):
         raise UserError(f"{origin} is empty.")
     features, model = builder.info.features, config.model
@@ -115,7 +115,7 @@ def check_metadata(metadata: dict, channels: int, name: object) -> None:
       name: of the dataset, for messages.
     Raises: ValueError with the name and the key.
     """
-    problems = schemas.invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
+    problems = schemas.list_invalid_keys(metadata, METADATA, OPTIONAL_METADATA)
     problems = problems or [
         f"{key} has {len(metadata[key])} numbers, not {channels}"
         for key in ("mean", "std")

@@ -113,6 +113,7 @@ def _open(config, vae_workdir, shard_images, dtype):
             f"text.stored needs model.condition='context', not {config.model.condition!r}, and "
             "text.encoder, the workdir of a text encoder."
         )
+    condition.check_storable()
     splits = {name: split for name, split in splits.items() if split}  # without an empty 'eval'
     images = {name: conditions.open_images(config, split) for name, split in splits.items()}
     vae.model.latent_shape(sizes.image_shape(config.data))  # raises unless the images fit

@@ -29,12 +29,12 @@ class _Block(nn.Module):
         return sharding.pin_batch(attn(sharding.pin_batch(x)))
 
     def feed_forward(self, x):
-        mlp = layers.Mlp(mlp_size(x.shape[-1], self.mlp_ratio), self.dtype, name="mlp")
+        mlp = layers.Mlp(compute_mlp_size(x.shape[-1], self.mlp_ratio), self.dtype, name="mlp")
         return sharding.pin_batch(mlp(sharding.pin_batch(x)))
 
 
 class InContextBlock(_Block):
-    """Plain block of a ViT. Time and label are tokens of x, like the image's patches."""
+    """Plain block of a ViT; the time and the label are tokens of x, beside the image's patches."""
 
     @nn.compact
     def __call__(self, x):
@@ -45,7 +45,7 @@ class InContextBlock(_Block):
 
 
 class CrossAttentionBlock(_Block):
-    """Plain block with cross-attention to a context [B, M, D] before the MLP; M may vary."""
+    """Plain block with cross-attention to a context [B, M, D] before the MLP, for any M."""
 
     @nn.compact
     def __call__(self, x, context):
@@ -64,11 +64,11 @@ class AdaLNBlock(_Block):
     @nn.compact
     def __call__(self, x, c):
         x = _pin_stream(x)
-        # Initialised like every other Linear: the paper starts it at zero for adaLN-Zero only.
-        modulation = _modulation(c, 4, self.dtype, layers.xavier_uniform)
-        shift_a, scale_a, shift_m, scale_m = modulation
-        x = x + self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
-        x = x + self.feed_forward(layers.modulated_layer_norm(x, shift_m, scale_m))
+        # The paper starts adaLN_modulation at zero for adaLN-Zero only.
+        modulation = _compute_modulation(c, 4, self.dtype, layers.xavier_uniform)
+        shift_attn, scale_attn, shift_mlp, scale_mlp = modulation
+        x = x + self.self_attend(layers.modulated_layer_norm(x, shift_attn, scale_attn))
+        x = x + self.feed_forward(layers.modulated_layer_norm(x, shift_mlp, scale_mlp))
         return x, None
 
 
@@ -78,12 +78,13 @@ class AdaLNZeroBlock(_Block):
     @nn.compact
     def __call__(self, x, c):
         x = _pin_stream(x)
-        modulation = _modulation(c, 6, self.dtype, nn.initializers.zeros)  # all gates begin at 0
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
-        attended = self.self_attend(layers.modulated_layer_norm(x, shift_a, scale_a))
-        x = x + gate_a[:, None] * attended
-        mixed = self.feed_forward(layers.modulated_layer_norm(x, shift_m, scale_m))
-        x = x + gate_m[:, None] * mixed
+        zeros = nn.initializers.zeros  # so that both gates are 0, and the block is the identity
+        modulation = _compute_modulation(c, 6, self.dtype, zeros)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
+        h = self.self_attend(layers.modulated_layer_norm(x, shift_attn, scale_attn))
+        x = x + gate_attn[:, None] * h
+        h = self.feed_forward(layers.modulated_layer_norm(x, shift_mlp, scale_mlp))
+        x = x + gate_mlp[:, None] * h
         return x, None
 
 
@@ -95,22 +96,19 @@ BLOCKS = {
 }
 
 
-def mlp_size(hidden_size: int, mlp_ratio: float) -> int:
-    """Returns how many hidden channels a block's MLP has.   Raises: ValueError if it has none."""
+def compute_mlp_size(hidden_size: int, mlp_ratio: float) -> int:
+    """Returns the number of hidden channels of a block's MLP.   Raises: ValueError if it is 0."""
     size = int(hidden_size * mlp_ratio)
     if size < 1:
         raise UserError(
-            f"{mlp_ratio=} gives an MLP without channels for {hidden_size=}. It must be at least "
-            f"1 / {hidden_size}; DiT takes 4."
+            f"{mlp_ratio=} gives an MLP without channels for {hidden_size=}. Set mlp_ratio to at "
+            f"least 1 / {hidden_size}; DiT has 4."
         )
     return size
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm and a Linear from tokens to patches; returns 0 at initialisation.
-
-    If c [B, D] is given, it modulates the LayerNorm.
-    """
+    """LayerNorm, modulated by c [B, D] if given, and a Linear to patches; 0 at initialisation."""
 
     output_size: int  # values in a patch
     dtype: str
@@ -121,17 +119,18 @@ class FinalLayer(nn.Module):
         if c is None:
             x = layers.LayerNorm(name="norm")(x)
         else:
-            x = layers.modulated_layer_norm(x, *_modulation(c, 2, self.dtype, zeros))
+            shift, scale = _compute_modulation(c, 2, self.dtype, zeros)
+            x = layers.modulated_layer_norm(x, shift, scale)
         return nn.Dense(self.output_size, dtype=self.dtype, kernel_init=zeros, name="linear")(x)
 
 
 def _pin_stream(x: jax.Array) -> jax.Array:
     """Pins the residual stream [B, N, D] that enters a block to the mesh, in row-major layout."""
-    # Otherwise XLA on GPUs stores it with the batch axis innermost, which costs transposes.
+    # Otherwise XLA on GPUs stores x with the batch axis innermost, which costs transposes.
     return with_layout_constraint(sharding.pin_batch(x), Layout((0, 1, 2)))
 
 
-def _modulation(c: jax.Array, num_parts: int, dtype: str, kernel_init) -> list[jax.Array]:
+def _compute_modulation(c: jax.Array, num_parts: int, dtype: str, kernel_init) -> list[jax.Array]:
     """Applies SiLU and the Linear 'adaLN_modulation' to c [B, D]; returns num_parts [B, D]."""
     linear = nn.DenseGeneral(
         (num_parts, c.shape[-1]), dtype=dtype, kernel_init=kernel_init, name="adaLN_modulation"

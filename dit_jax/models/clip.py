@@ -1,9 +1,8 @@
-"""CLIP's text transformer: maps token ids to a context of one vector per token.
+"""CLIP's text transformer, which maps token ids to a context with a vector for each token.
 
 Modules have the same names as in the checkpoints of transformers' CLIPTextModel.
 Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision", arXiv 2103.00020, section 2.4. Its code has the same standard deviations of initial
-parameters.
+Supervision", arXiv 2103.00020, section 2.4, and its code for the initial standard deviations.
 """
 
 import functools
@@ -27,10 +26,10 @@ VIT_L_14 = dict(
     mlp_size=3072,
     activation="quick_gelu",
 )
-# Fields of `config.model`, without name and dtype.
+# Fields of `config.model`, except name and dtype.
 PRESETS = {
     "clip-vit-l-14": VIT_L_14,  # Stable Diffusion 1; 123,060,480 parameters
-    # Stable Diffusion 2, which leaves out the last of 24 layers; 340,387,840 parameters.
+    # Stable Diffusion 2, which does not use the last of 24 layers; 340,387,840 parameters.
     "openclip-h": VIT_L_14
     | dict(hidden_size=1024, depth=23, num_heads=16, mlp_size=4096, activation="gelu"),
 }
@@ -45,7 +44,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": layers.exact_gelu}
 
 
 class CausalAttention(nn.Module):
-    """Multi-head attention of every token to itself and earlier tokens; softmax in f32."""
+    """Multi-head attention of each token to itself and all earlier tokens; softmax in f32."""
 
     num_heads: int
     out_std: float  # standard deviation of the last Linear's initial kernel
@@ -75,8 +74,9 @@ class Layer(nn.Module):
     def __call__(self, x):
         attn = CausalAttention(self.num_heads, self.out_std, self.dtype, name="self_attn")
         x = x + attn(_layer_norm(self.dtype, "layer_norm1")(x))
-        normal, activation = nn.initializers.normal, ACTIVATIONS[self.activation]
-        inits = normal((2 * x.shape[-1]) ** -0.5), normal(self.out_std)
+        fc1_init = nn.initializers.normal((2 * x.shape[-1]) ** -0.5)
+        inits = fc1_init, nn.initializers.normal(self.out_std)
+        activation = ACTIVATIONS[self.activation]
         mlp = layers.Mlp(self.mlp_size, self.dtype, activation, inits, name="mlp")
         x = x + mlp(_layer_norm(self.dtype, "layer_norm2")(x))
         return x, None
@@ -85,7 +85,7 @@ class Layer(nn.Module):
 class ClipText(nn.Module):
     """CLIP's text transformer, without the projection into the space of images.
 
-    Parameters of the layers are stacked over depth: every leaf under 'encoder_layers' is [L, ...].
+    The layers' parameters are stacked over depth: every leaf under 'encoder_layers' is [L, ...].
     """
 
     vocab_size: int
@@ -105,8 +105,8 @@ class ClipText(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Maps tokens [B, M] int32 in [0, vocab_size) to [B, M, hidden_size] f32; M up to length.
 
-        Returns the last layer's outputs after the final LayerNorm. A token sees itself and earlier
-        tokens, padding included. A token of vocab_size or more makes NaN.
+        Returns the last layer's outputs after the final LayerNorm. A token attends to itself and
+        all earlier tokens, including padding. A token id outside the vocabulary gives NaN.
         Raises: ValueError for more tokens than length, or for another rank or dtype.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.length or tokens.dtype != jnp.int32:
@@ -115,23 +115,23 @@ class ClipText(nn.Module):
                 f"[B, M] of int32, M up to {self.length}."
             )
         with layers.product_precision(self.dtype):
-            return self._hidden_states(tokens)
+            return self._encode(tokens)
 
-    def _hidden_states(self, tokens):
+    def _encode(self, tokens):
         embed = _embed(self.vocab_size, self.hidden_size, 0.02, self.dtype, "token_embedding")
         position = _embed(self.length, self.hidden_size, 0.01, self.dtype, "position_embedding")
         x = embed(tokens) + position(jnp.arange(tokens.shape[1]))[None]  # [B, M, D]
-        # With this, the standard deviation of the sum of 2 L branches does not grow with L.
+        # The standard deviation of the sum of all 2 L branches then does not grow with L.
         out_std = (self.hidden_size * 2 * self.depth) ** -0.5
-        sizes = self.num_heads, self.mlp_size, self.activation, out_std
-        stack = layers.stack(Layer, self.depth)(*sizes, self.dtype, name="encoder_layers")
-        x, _ = stack(x)  # [B, M, D]
+        fields = self.num_heads, self.mlp_size, self.activation, out_std, self.dtype
+        encoder_layers = layers.stack(Layer, self.depth)(*fields, name="encoder_layers")
+        x, _ = encoder_layers(x)  # [B, M, D]
         return _layer_norm("float32", "final_layer_norm")(x.astype(jnp.float32))
 
 
-def _embed(num, size, std, dtype, name):
+def _embed(num_vectors, size, std, dtype, name):
     init = nn.initializers.normal(std)
-    return nn.Embed(num, size, dtype=dtype, embedding_init=init, name=f"embeddings_{name}")
+    return nn.Embed(num_vectors, size, dtype=dtype, embedding_init=init, name=f"embeddings_{name}")
 
 
 def _dense(size, std, dtype, name):
@@ -139,7 +139,7 @@ def _dense(size, std, dtype, name):
 
 
 def from_config(config) -> ClipText:
-    """Builds the module that `config.model` of a text encoder describes.
+    """Builds the module from `config.model` of a text encoder.
 
     Raises: ValueError for heads that do not divide the width, or an unknown activation.
     """

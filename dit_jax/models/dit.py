@@ -1,4 +1,4 @@
-"""DiT: the diffusion transformer with any of its four blocks, for a label or a caption.
+"""DiT: the diffusion transformer with any of its four blocks.
 
 Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 """
@@ -13,13 +13,14 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError, check_choice
 from dit_jax.models import blocks, conditioning, layers, options
 
+CONDITIONS = ("label", "tokens", "context")  # the keys of conditioning.KINDS that a DiT takes
 MAX_POSITIONS = 2**28  # largest size of the position table, which the host computes in f64
 # Hidden size, depth, heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
 def parse_name(name: str) -> dict[str, int]:
-    """Returns the config fields for a name of the paper: 'DiT-XL/2' has patch size 2.
+    """Returns the config fields for a name of the paper, such as 'DiT-XL/2' with patch size 2.
 
     Raises: ValueError for an unknown name.
     """
@@ -72,11 +73,11 @@ class DiT(nn.Module):
     num_heads: int
     mlp_ratio: float
     block: str  # how time and condition enter, a key of blocks.BLOCKS
-    condition: str  # 'label', 'tokens' or 'context': see `conditioning`
+    condition: str  # one of CONDITIONS
     num_classes: int  # 0: every label is 0
-    null_condition: bool  # whether it has one, for guidance; of labels it is class num_classes
-    context_size: int  # width of the sequence that stands for a caption
-    text_vocab_size: int  # for 'tokens', as the next three: number of ids
+    null_condition: bool  # whether there is one, for guidance; of labels it is class num_classes
+    context_size: int  # width of a caption's sequence
+    text_vocab_size: int  # number of token ids; this and the next three are for 'tokens'
     text_length: int
     text_depth: int
     text_num_heads: int
@@ -89,7 +90,7 @@ class DiT(nn.Module):
     def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns the smallest arguments of `__call__`, for initialisation."""
         x_t = jnp.zeros((1, *sizes.input_shape(self)))
-        return x_t, jnp.zeros(1), conditioning.example(self)
+        return x_t, jnp.zeros(1), conditioning.KINDS[self.condition].example(self)
 
     @nn.compact
     def __call__(self, x_t: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
@@ -98,21 +99,21 @@ class DiT(nn.Module):
         Args: x_t [B, h, w, C]; t [B] network time (0..999 for DDPM); cond as in `conditioning`.
         Returns: [B, h, w, C] f32, or [B, h, w, 2C] with learn_sigma: eps, then the variance.
         """
-        height, width, channels = sizes.input_shape(self)
+        *size, channels = sizes.input_shape(self)
         p = self.patch_size
-        grid = height // p, width // p
-        if x_t.shape[1:] != (height, width, channels):
-            expected = ("B", height, width, channels)
+        grid = tuple(side // p for side in size)
+        if x_t.shape[1:] != (*size, channels):
+            expected = ("B", *size, channels)
             raise UserError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
         out_channels = channels * (2 if self.learn_sigma else 1)
 
-        # The position table is a constant, as in the paper, and no parameter.
-        x = patchify(x_t, p)  # [B, N, p*p*C]
+        kind = conditioning.KINDS[self.condition]
+        x = patchify(kind.join(self, x_t, cond), p)  # [B, N, p*p*C]
         x = self._dense("x_embedder")(x)  # [B, N, D]
-        position = layers.sincos_position_table(self.hidden_size, *grid)
-        x = x + position[None].astype(self.dtype)
+        # The position table is a constant, as in the paper, and no parameter.
+        x = x + layers.make_position_table(self.hidden_size, *grid)[None].astype(self.dtype)
         t_emb = layers.TimestepEmbedder(self.hidden_size, name="t_embedder")(t)  # [B, D]
-        sequence, y_emb = self._embed_condition(cond)  # [B, M, D], [B, D]
+        sequence, y_emb = kind.embed(self, cond)  # [B, M, D] or None, [B, D] or None
 
         # A scan stacks the parameters of all blocks. XLA could merge the recomputation with the
         # forward pass (CSE) only where the blocks are unrolled, so only there it is prevented.
@@ -133,36 +134,50 @@ class DiT(nn.Module):
 
         # The condition enters as more tokens, by cross-attention or by modulation. Only the image's
         # tokens become the output.
-        tokens = x.shape[1]
-        context = jnp.concatenate([t_emb[:, None], sequence], axis=1).astype(self.dtype)
-        if self.block == "in-context":
-            x, _ = stack(jnp.concatenate([x, context], axis=1))  # [B, N + 1 + M, D]
-            x = final_layer(x[:, :tokens])  # [B, N, p*p*C or twice that]
-        elif self.block == "cross-attention":
-            x, _ = stack(x, context)  # [B, N, D]
-            x = final_layer(x)
-        else:
-            c = (t_emb + y_emb).astype(self.dtype)  # [B, D]
+        num_tokens = x.shape[1]
+        if self._modulates:
+            c = (t_emb if y_emb is None else t_emb + y_emb).astype(self.dtype)  # [B, D]
             # A caption modulates by its mean, and its words are also tokens that are attended to.
-            if self.condition != "label":
+            if sequence is not None:
                 x = jnp.concatenate([x, sequence.astype(self.dtype)], axis=1)  # [B, N + M, D]
             x, _ = stack(x, c)
-            x = final_layer(x[:, :tokens], c)
+            x = final_layer(x[:, :num_tokens], c)  # [B, N, p*p*C or twice that]
+        else:
+            context = t_emb[:, None]
+            if sequence is not None:
+                context = jnp.concatenate([context, sequence], axis=1)
+            context = context.astype(self.dtype)  # [B, 1 + M, D]
+            if self.block == "in-context":
+                x, _ = stack(jnp.concatenate([x, context], axis=1))  # [B, N + 1 + M, D]
+            else:
+                x, _ = stack(x, context)  # [B, N, D]
+            x = final_layer(x[:, :num_tokens])
         return unpatchify(x, p, grid).astype(jnp.float32)  # [B, h, w, C or 2C]
 
-    def _embed_condition(self, cond):
-        """Returns the condition as a sequence, and as the vector that modulates, if one does."""
-        if self.condition == "label":
-            rows = conditioning.count_label_embeddings(self)
-            y_emb = nn.Embed(
-                rows, self.hidden_size, embedding_init=layers.normal_002, name="y_embedder"
-            )(cond)
-            return y_emb[:, None], y_emb
-        context = conditioning.read(self, cond).astype(self.dtype)  # [B, M, context_size]
+    @property
+    def _modulates(self):
+        """Whether time and condition modulate the blocks, as a vector."""
+        return self.block in ("adaLN", "adaLN-Zero")
+
+    def embed_label(self, label: jax.Array) -> conditioning.Embedded:
+        """Embeds labels [B], by a table of all classes and the null class, with at least one row.
+
+        A label is a vector for blocks that are modulated, and a sequence of one for the others.
+        """
+        y_emb = nn.Embed(
+            max(self.num_classes + self.null_condition, 1),
+            self.hidden_size,
+            embedding_init=layers.normal_002,
+            name="y_embedder",
+        )(label)
+        return (None, y_emb) if self._modulates else (y_emb[:, None], None)
+
+    def embed_sequence(self, context: jax.Array) -> conditioning.Embedded:
+        """Embeds a caption's sequence [B, M, context_size]; its vector is from the mean."""
+        context = context.astype(self.dtype)
         sequence = self._dense("context_embedder")(context)
-        if self.block not in ("adaLN", "adaLN-Zero"):
+        if not self._modulates:
             return sequence, None
-        # A caption's vector is the mean of its sequence.
         return sequence, self._dense("pooled_embedder")(context.mean(axis=1))
 
     def _dense(self, name):
@@ -177,9 +192,8 @@ def from_config(config) -> DiT:
     Raises: ValueError for sizes that do not fit together, with the values.
     """
     fields = {key: config[key] for key in config if key != "name"}
-    hidden_size, num_heads, patch_size = (
-        fields[name] for name in ("hidden_size", "num_heads", "patch_size")
-    )
+    hidden_size, num_heads = config.hidden_size, config.num_heads
+    patch_size = config.patch_size
     height, width = sizes.height_and_width(fields["input_size"])
     fields["input_size"] = input_size = sizes.simplify((height, width))
     if not num_heads or hidden_size % num_heads:
@@ -188,7 +202,7 @@ def from_config(config) -> DiT:
         raise UserError(f"{hidden_size=} must be a multiple of 4 for the sin-cos position table.")
     if height % patch_size or width % patch_size:
         common = math.gcd(height, width)
-        divisors = [p for p in range(1, common + 1) if common % p == 0]
+        divisors = [number for number in range(1, common + 1) if common % number == 0]
         raise UserError(f"{patch_size=} must divide {input_size=}; choose one of {divisors}.")
     if (size := height * width // patch_size**2 * hidden_size) > MAX_POSITIONS:
         raise UserError(
@@ -196,8 +210,8 @@ def from_config(config) -> DiT:
             f"would have {size:,} numbers; at most {MAX_POSITIONS:,} fit."
         )
     check_choice("block", config.block, blocks.BLOCKS)
-    blocks.mlp_size(hidden_size, fields["mlp_ratio"])
-    conditioning.check(config)
+    blocks.compute_mlp_size(hidden_size, fields["mlp_ratio"])
+    conditioning.get_kind(config.condition, CONDITIONS).check(config)
     check_choice("remat", config.remat, options.REMAT_POLICIES)
     fields["attention"] = options.resolve_attention(
         fields["attention"], fields["dtype"], hidden_size // num_heads

@@ -1,10 +1,10 @@
-"""Inception-2015: its features are the basis of the published FID, sFID and Inception Score.
+"""Inception-2015, whose features the published FID, sFID and Inception Score are computed from.
 
-It is TensorFlow's classifier of 2015-12-05, which is not torchvision's Inception v3. It has other
-weights, 1008 classes, average pools that leave the padding out, and a max pool in the last block.
-Modules have the same names as in PyTorch's copies of the weights, so that one rule imports them.
-The batch norms are folded into the convolutions.
-Source: Szegedy et al. 2016, table 1; the pools are as in pytorch-fid and torch-fidelity.
+This is TensorFlow's classifier of 2015-12-05, not torchvision's Inception v3. The differences are
+the weights, 1008 classes, average pools that leave the padding out, and a max pool in the last
+block. Modules have the same names as in PyTorch's copies of the weights, so that one rule imports
+them. The batch norms are folded into the convolutions.
+Source: Szegedy et al. 2016, table 1; for the pools, pytorch-fid and torch-fidelity.
 """
 
 import functools
@@ -19,40 +19,40 @@ from dit_jax.models import layers
 
 SIZE = 299  # side of an image after the resize, in pixels
 CLASSES = 1008
-# sFID is computed from mixed_6/conv of TensorFlow's graph, after its ReLU. Here this is branch1x1,
-# the first branch, so its channels are the first channels of the block.
+# sFID is computed from mixed_6/conv of TensorFlow's graph, after the ReLU. Here this is branch1x1,
+# the first branch, so these are the first channels of the block.
 SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d", 7
-MAX_POOLED = ("Mixed_7c",)  # its branch_pool has a max pool; the paper has an average pool there
+MAX_POOLED = ("Mixed_7c",)  # blocks with a max pool in branch_pool; the paper's is an average pool
 
-# A block has for each branch its convolutions in order, (channels, height, width) of each kernel.
-# FORK is two convolutions of the same input. The output concatenates the branches. branch_pool
-# begins with a pool; in a block that halves the size it is the pool alone.
+# A block maps each branch to its convolutions in order: (channels, height, width) of each kernel.
+# The outputs of all branches are concatenated. FORK is two convolutions of the same input.
+# branch_pool begins with a pool; in a block that halves the size, the pool is the whole branch.
 FORK = ((384, 1, 3), (384, 3, 1))
 POOL = "branch_pool"
 
 
-def _make_block_35(pool):
-    """Returns a block for 35 x 35 pixels; pool is the number of channels of branch_pool."""
+def _make_block_35(pool_channels):
+    """Returns a block for 35 x 35 positions; branch_pool has pool_channels."""
     return dict(
         branch1x1=[(64, 1, 1)],
         branch5x5=[(48, 1, 1), (64, 5, 5)],
         branch3x3dbl=[(64, 1, 1), (96, 3, 3), (96, 3, 3)],
-        branch_pool=[(pool, 1, 1)],
+        branch_pool=[(pool_channels, 1, 1)],
     )
 
 
-def _make_block_17(width):
-    """Returns a block for 17 x 17 pixels; width is the number of channels inside its branches."""
-    tall, wide = (width, 7, 1), (width, 1, 7)
+def _make_block_17(channels):
+    """Returns a block for 17 x 17 positions; `channels` are those inside a branch."""
+    tall, wide = (channels, 7, 1), (channels, 1, 7)
     return dict(
         branch1x1=[(192, 1, 1)],
-        branch7x7=[(width, 1, 1), wide, (192, 7, 1)],
-        branch7x7dbl=[(width, 1, 1), tall, wide, tall, (192, 1, 7)],
+        branch7x7=[(channels, 1, 1), wide, (192, 7, 1)],
+        branch7x7dbl=[(channels, 1, 1), tall, wide, tall, (192, 1, 7)],
         branch_pool=[(192, 1, 1)],
     )
 
 
-AT_8 = dict(
+BLOCK_8 = dict(  # for 8 x 8 positions
     branch1x1=[(320, 1, 1)],
     branch3x3=[(384, 1, 1), FORK],
     branch3x3dbl=[(448, 1, 1), (384, 3, 3), FORK],
@@ -76,39 +76,35 @@ BLOCKS = {
         branch7x7x3=[(192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3)],
         branch_pool=[],
     ),
-    "Mixed_7b": AT_8,
-    "Mixed_7c": AT_8,
+    "Mixed_7b": BLOCK_8,
+    "Mixed_7c": BLOCK_8,
 }
 
 
 def resize_bilinear_tf1(x: jax.Array, size: int) -> jax.Array:
     """Resizes as TensorFlow 1's resize_bilinear: no aligned corners, no half-pixel centres.
 
-    Output pixel i is the input at i * H / size, between two pixels. So an enlarged picture repeats
-    its last row, and a picture made smaller leaves pixels out.
+    Output pixel i is interpolated at the input position i * H / size. So a larger image repeats its
+    last row, and a smaller image leaves pixels out.
 
     Args: x [B, H, W, C] f32.
     Returns: [B, size, size, C] f32.
     """
-    # Gathers at fixed positions took 0.14 ms for an image of 256 pixels on two CPU cores. Products
-    # with two matrices of weights took 2.3 ms. Neither was measured on accelerators.
+    # For an image of 256 pixels on two CPU cores, gathers took 0.14 ms, and products with two
+    # matrices of weights 2.3 ms. Accelerators were not measured.
     for axis in (1, 2):
-        low, high, fraction = _taps(x.shape[axis], size)
-        fraction = np.expand_dims(fraction, [i for i in range(x.ndim) if i != axis])
-        a, b = (jnp.take(x, index, axis, mode="clip") for index in (low, high))
-        x = a + (b - a) * fraction
+        # Positions are f32, as in TensorFlow's graph.
+        position = np.arange(size, dtype=np.float32) * np.float32(x.shape[axis] / size)
+        low = position.astype(np.int32)
+        fraction = np.expand_dims(position - low, [i for i in range(x.ndim) if i != axis])
+        # Beyond the last pixel, mode "clip" repeats it.
+        x_low, x_high = (jnp.take(x, index, axis, mode="clip") for index in (low, low + 1))
+        x = x_low + (x_high - x_low) * fraction
     return x
 
 
-def _taps(length, size):
-    """Returns each output pixel's two input pixels, and its distance from the first of them."""
-    at = np.arange(size, dtype=np.float32) * np.float32(length / size)  # f32 as in the graph
-    low = at.astype(np.int32)
-    return low, np.minimum(low + 1, length - 1), at - low
-
-
 class Inception(nn.Module):
-    """The classifier, which maps images to the features of the published measures."""
+    """The classifier, which gives the features of the published measures."""
 
     dtype: str  # of the activations; parameters and outputs are f32
 
@@ -120,16 +116,17 @@ class Inception(nn.Module):
     def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
         """Computes features and class probabilities of images.
 
-        Args: image [B, H, W, 3] or [B, H, W, 1] uint8 of any size.
-        Returns: f32 arrays: features [B, 2048], TensorFlow's pool_3; spatial [B, 17 * 17 * 7], the
-          first channels of its mixed_6/conv, channels last; probabilities [B, 1008], without the
-          classifier's bias, as for the Inception Score.
+        Args: image, [B, H, W, 3] or grey [B, H, W, 1], uint8, of any size.
+        Returns:
+          f32 arrays: 'features' [B, 2048], TensorFlow's pool_3; 'spatial' [B, 17 * 17 * 7], the
+          first channels of TensorFlow's mixed_6/conv, channels last; 'probabilities' [B, 1008],
+          without the classifier's bias, as for the Inception Score.
         Raises: ValueError for another shape or dtype.
         """
         if image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != jnp.uint8:
             raise UserError(
-                f"images are {image.dtype} {image.shape}; Inception reads uint8 [B, H, W, 3] or "
-                "[B, H, W, 1], 0..255."
+                f"image has shape {image.shape} and dtype {image.dtype}; Inception takes uint8 of "
+                "shape [B, H, W, 3] or [B, H, W, 1]."
             )
         with layers.product_precision(self.dtype):
             return self._classify(image)
@@ -159,14 +156,14 @@ class Inception(nn.Module):
 
 
 class Block(nn.Module):
-    """A block, whose branches are in BLOCKS under the name of the module."""
+    """The block that BLOCKS has under the name of this module."""
 
     dtype: str
 
     @nn.compact
     def __call__(self, x):
         branches = BLOCKS[self.name]
-        halves = not branches[POOL]
+        halves = not branches[POOL]  # whether this block halves the size
         conv = functools.partial(_conv, dtype=self.dtype)
         outputs = []
         for branch, kernels in branches.items():
@@ -174,9 +171,9 @@ class Block(nn.Module):
             for i, kernel in enumerate(kernels, 1):
                 name = branch if len(kernels) == 1 else f"{branch}_{i}"
                 if kernel is FORK:
-                    a = conv(h, FORK[0], f"{name}a", padding="SAME")
-                    b = conv(h, FORK[1], f"{name}b", padding="SAME")
-                    h = jnp.concatenate([a, b], axis=-1)
+                    h_a = conv(h, FORK[0], f"{name}a", padding="SAME")
+                    h_b = conv(h, FORK[1], f"{name}b", padding="SAME")
+                    h = jnp.concatenate([h_a, h_b], axis=-1)
                 # In a block that halves the size, the last convolution of a branch has the stride.
                 elif halves and i == len(kernels):
                     h = conv(h, kernel, name, stride=2)
@@ -187,18 +184,19 @@ class Block(nn.Module):
 
 
 def _conv(h, kernel, name, *, stride=1, padding="VALID", dtype):
-    width, *window = kernel
-    return nn.relu(nn.Conv(width, window, stride, padding, dtype=dtype, name=name)(h))
+    """Applies a convolution and a ReLU; `kernel` is (channels, height, width)."""
+    channels, *window = kernel
+    return nn.relu(nn.Conv(channels, window, stride, padding, dtype=dtype, name=name)(h))
 
 
-def _pool(h, block, halves):
+def _pool(h, block_name, halves):
     if halves:
         return nn.max_pool(h, (3, 3), (2, 2))
-    if block in MAX_POOLED:
+    if block_name in MAX_POOLED:
         return nn.max_pool(h, (3, 3), padding="SAME")
     return nn.avg_pool(h, (3, 3), padding="SAME", count_include_pad=False)
 
 
 def from_config(config) -> Inception:
-    """Builds the module that `config.model` of a feature extractor describes."""
+    """Builds the module from `config.model` of a feature extractor."""
     return Inception(**config)

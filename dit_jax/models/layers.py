@@ -14,11 +14,11 @@ xavier_uniform = nn.initializers.xavier_uniform()
 normal_002 = nn.initializers.normal(0.02)
 
 
-def sincos_position_table(hidden_size: int, height: int, width: int) -> np.ndarray:
-    """Returns the fixed 2-D sin-cos position table [height * width, hidden_size], f32, row-major.
+def make_position_table(hidden_size: int, height: int, width: int) -> np.ndarray:
+    """Returns the fixed 2-D sin-cos position table [height * width, hidden_size] f32, row-major.
 
-    The first half of the channels encodes the column, the second the row. Each half is sin, then
-    cos. The table is computed in f64.
+    The first half of the channels encodes the column, the second half the row. Each half has the
+    sines first, then the cosines. The table is computed in f64.
     """
     frequencies = 10000.0 ** -(np.arange(hidden_size // 4) / (hidden_size / 4))
     row, column = np.divmod(np.arange(height * width), width)
@@ -27,10 +27,10 @@ def sincos_position_table(hidden_size: int, height: int, width: int) -> np.ndarr
     return np.concatenate(halves, axis=1).astype(np.float32)
 
 
-def time_frequencies(t: jax.Array, size: int = 256, max_period: float = 10000.0) -> jax.Array:
+def compute_time_sinusoids(t: jax.Array, size: int = 256) -> jax.Array:
     """Returns sinusoids [B, size] f32 of the network's time t [B]: cosines first, then sines."""
     exponent = jnp.arange(size // 2, dtype=jnp.float32) / (size // 2)
-    angles = t.astype(jnp.float32)[:, None] * jnp.exp(-math.log(max_period) * exponent)[None]
+    angles = t.astype(jnp.float32)[:, None] * jnp.exp(-math.log(10000.0) * exponent)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -43,12 +43,12 @@ def modulated_layer_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> ja
     Returns:
       [B, N, D] in x's dtype.
 
-    The backward pass keeps x, its mean and 1 / deviation. Without this custom derivative, the f32
-    x_hat of every block would be saved, which costs memory traffic. In training the variance is
-    E[x^2] - E[x]^2, which is exact to (E[x] / deviation)^2 1e-7.
+    The backward pass keeps x, its mean and 1 / std. Without this custom derivative, the f32 x_hat
+    of every block would be saved, which costs memory traffic. In training the variance is
+    E[x^2] - E[x]^2, with a relative error of about 1e-7 (E[x] / std)^2.
     """
-    # Without a derivative, two passes over x are fused into one kernel. In training, statistics in
-    # one pass are fused into the kernel that computes x.
+    # Without a derivative, XLA fuses two passes over x into one kernel. In training, it fuses
+    # statistics of a single pass into the kernel that computes x.
     x_32 = x.astype(jnp.float32)
     mean = _mean(x_32)
     rstd = jax.lax.rsqrt(_mean((x_32 - mean) ** 2) + LAYER_NORM_EPS)
@@ -92,8 +92,8 @@ def gelu(h: jax.Array) -> jax.Array:
 
 
 def _gelu_bwd(h, g):
-    # The derivative of h sigmoid(2 u), the same GELU. With tanh(u) in both passes, XLA would save
-    # it for the backward pass.
+    # The derivative of h sigmoid(2 u), which is the same function. If both passes had tanh(u), XLA
+    # would save tanh(u) for the backward pass.
     x = h.astype(jnp.float32)
     two_u = math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
     two_du = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x**2)
@@ -108,14 +108,14 @@ exact_gelu = functools.partial(nn.gelu, approximate=False)
 
 
 def product_precision(dtype: str):
-    """Returns the context in which products of f32 activations are computed in full f32."""
-    # By default JAX multiplies f32 in TF32 or bfloat16, on devices that have them.
+    """Returns a context in which the products of f32 activations are computed in full f32."""
+    # By default JAX multiplies f32 in TF32 or bfloat16 on devices with these formats.
     return jax.default_matmul_precision("highest" if dtype == "float32" else "default")
 
 
 def group_norm(groups: int, epsilon: float, dtype: str, name: str) -> nn.GroupNorm:
     """Returns a GroupNorm whose statistics are computed in f32 and in two passes."""
-    # A one-pass variance loses f32 digits if the mean is much larger than the deviation.
+    # In one pass, the variance loses f32 digits if the mean is much larger than the deviation.
     return nn.GroupNorm(groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
@@ -125,9 +125,8 @@ def layer_norm(epsilon: float, dtype: str, name: str) -> nn.LayerNorm:
 
 
 def stack(block: type[nn.Module], depth: int) -> Callable:
-    """Returns the maker of a scan over `depth` blocks, whose parameters are [depth, ...]."""
-    options = dict(variable_axes={"params": 0}, split_rngs={"params": True})
-    return nn.scan(block, length=depth, **options)
+    """Returns a module class that scans over `depth` blocks, with parameters [depth, ...]."""
+    return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
 
 
 class LayerNorm(nn.Module):
@@ -145,8 +144,8 @@ class LayerNorm(nn.Module):
 class Projections(nn.Module):
     """Linears from x [B, N, D] to `parts` arrays [B, N, H, D/H], with a single kernel parameter.
 
-    Each part is a product of its own. The result of a single product would have to be split before
-    the attention, and its gradient joined after it.
+    Each part is a separate product. A single product would have to be split before the attention,
+    and the gradients of its parts would have to be joined.
     """
 
     num_heads: int
@@ -159,7 +158,7 @@ class Projections(nn.Module):
         heads = (self.num_heads, size // self.num_heads)
 
         def init(key, shape):
-            # Drawn as one matrix: separate [D, D] kernels would come from a wider uniform.
+            # Drawn as one matrix: separate [D, D] kernels would have a wider distribution.
             return xavier_uniform(key, (size, self.parts * size)).reshape(shape)
 
         kernel = self.param("kernel", init, (size, self.parts, *heads))
@@ -193,7 +192,7 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of x [B, N, D] to an unordered context [B, M, D]; softmax in f32.
 
-    It always uses XLA's attention: with few keys, a fused kernel saves nothing.
+    The attention is always XLA's: with few keys, a fused kernel saves nothing.
     """
 
     num_heads: int
@@ -201,7 +200,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x, context):
-        # As with qkv, all projections of one sequence are drawn as one matrix: [D, D] and [D, 2D].
+        # As for qkv, all projections of a sequence are drawn as one matrix, [D, D] or [D, 2D].
         (q,) = Projections(self.num_heads, self.dtype, 1, name="q")(x)
         k, v = Projections(self.num_heads, self.dtype, 2, name="kv")(context)
         size = x.shape[-1]
@@ -220,9 +219,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         dense = functools.partial(nn.Dense, dtype=self.dtype)
-        init_1, init_2 = self.kernel_inits
-        h = dense(self.hidden_size, kernel_init=init_1, name="fc1")(x)  # [B, N, hidden_size]
-        return dense(x.shape[-1], kernel_init=init_2, name="fc2")(self.activation(h))
+        fc1_init, fc2_init = self.kernel_inits
+        h = dense(self.hidden_size, kernel_init=fc1_init, name="fc1")(x)  # [B, N, hidden_size]
+        return dense(x.shape[-1], kernel_init=fc2_init, name="fc2")(self.activation(h))
 
 
 class TimestepEmbedder(nn.Module):
@@ -232,6 +231,6 @@ class TimestepEmbedder(nn.Module):
 
     @nn.compact
     def __call__(self, t):
-        h = time_frequencies(t)  # [B, 256]
+        h = compute_time_sinusoids(t)  # [B, 256]
         h = nn.Dense(self.hidden_size, kernel_init=normal_002, name="mlp_0")(h)
         return nn.Dense(self.hidden_size, kernel_init=normal_002, name="mlp_2")(nn.silu(h))

@@ -1,4 +1,4 @@
-"""Options that several networks have: heads, recomputation, and the kernel of attention."""
+"""Options of several networks: heads, recomputation, and the kernel of attention."""
 
 import logging
 
@@ -8,7 +8,7 @@ from dit_jax.errors import UserError, check_choice
 
 logger = logging.getLogger("dit_jax")
 
-# remat: what is saved for the backward pass: everything, the outputs of all Linears, or nothing.
+# By remat: the values saved for the backward pass: all, the outputs of all Linears, or none.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -25,8 +25,8 @@ BUILDERS = {
     "clip": clip.from_config,
 }
 
-# Optional keys of `config.model` that are no fields of the module: a converted VAE has the scale
-# and shift of latents that its publisher uses.
+# Optional keys of `config.model` that are no fields of the module. A converted VAE has its
+# publisher's scale and shift of latents.
 OPTIONAL_KEYS = {"vae": ("scale", "shift")}
 
 
@@ -41,40 +41,42 @@ def build(config) -> nn.Module:
     check_keys(config)
     keys.check(config, "model")
     check_choice("dtype", config.dtype, ("float32", "bfloat16"))
-    fields = {key: config[key] for key in _field_types(config.name)}
+    fields = {key: config[key] for key in _get_field_types(config.name)}
     for key, value in fields.items():
         if f"model.{key}" in sizes.KEYS:
             fields[key] = sizes.simplify(value)
         elif isinstance(value, list):
-            fields[key] = tuple(value)  # JSON has lists, but a module needs a hash
+            fields[key] = tuple(value)  # JSON has lists, but a module must be hashable
     return BUILDERS[config.name](ConfigDict(fields))
 
 
 def check_keys(config: ConfigDict | Mapping) -> None:
     """Raises ValueError unless `config.model` has exactly its model's keys, of the right types.
 
-    Numbers may have any size, and the name of a choice may be unknown: `build` checks these.
+    Numbers may have any size, and the name of a choice may be unknown: `build` checks them.
     """
     name = config["name"]
-    if name not in list(BUILDERS):  # a list, as the name may be a value without a hash
+    if name not in list(BUILDERS):  # a list, because the name may be unhashable
         known = ", ".join(BUILDERS)
         raise UserError(f"unknown model name {ranges.shorten(name)}; known: {known}.")
-    kinds = _field_types(name)
-    given = set(config) - {"name"}
-    if missing := kinds.keys() - given:
+    types = _get_field_types(name)
+    present = set(config) - {"name"}
+    if missing := types.keys() - present:
         raise UserError(f"the model {name!r} needs {', '.join(sorted(missing))} too.")
-    kinds |= {key: float for key in OPTIONAL_KEYS.get(name, ()) if key in given}
-    if unknown := given - kinds.keys():
+    types |= {key: float for key in OPTIONAL_KEYS.get(name, ()) if key in present}
+    if unknown := present - types.keys():
         names = files.list_some(sorted(unknown))
         raise UserError(f"the model {name!r} does not know {names}.")
-    for key, kind in kinds.items():
-        is_tuple = typing.get_origin(kind) is tuple
-        kind = typing.get_args(kind)[0] if is_tuple else kind
-        # In a config, one text chooses the attention of all levels of a UNet.
-        keys.check_type(f"model.{key}", config[key], kind, is_tuple and kind is not str)
+    for key, expected_type in types.items():
+        is_tuple = typing.get_origin(expected_type) is tuple
+        if is_tuple:
+            expected_type = typing.get_args(expected_type)[0]
+        # In a config, one string chooses the attention of all levels of a UNet.
+        takes_tuple = is_tuple and expected_type is not str
+        keys.check_type(f"model.{key}", config[key], expected_type, takes_tuple)
 
 
-def _field_types(name):
+def _get_field_types(name):
     """Returns {field: type} of the module that the builder of this name returns."""
     module = inspect.get_annotations(BUILDERS[name])["return"]
     types = dict(inspect.get_annotations(module))
@@ -85,20 +87,22 @@ def _field_types(name):
 def init_params(model: nn.Module, key: jax.Array) -> dict:
     """Returns the model's initial parameters, f32; under `jax.eval_shape` only their shapes."""
     if hasattr(model, "scan_unroll"):
-        # The numbers are the same. Unrolled, initialising DiT-XL/2 compiles for 37 s on an H100.
+        # A loop gives the same numbers. Unrolled, the initialisation of DiT-XL/2 compiles for 37 s
+        # on an H100.
         model = model.clone(scan_unroll=False)
     return model.init(key, *model.example_inputs())["params"]
 
 
-def bind(model: nn.Module, params, mesh: jax.sharding.Mesh, rngs: dict | None = None) -> Callable:
+def bind(model: nn.Module, params, mesh: jax.sharding.Mesh) -> Callable:
     """Returns `apply(*inputs)`: the model with these parameters, and its activations on the mesh.
 
-    `sharding.pin_batch` pins activations only inside the context of the mesh.
+    Options of `apply` are those of `Module.apply`, such as `rngs`. `sharding.pin_batch` pins
+    activations only inside the context of the mesh.
     """
 
-    def apply(*inputs):
+    def apply(*inputs, **options):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return model.apply({"params": params}, *inputs, rngs=rngs)
+            return model.apply({"params": params}, *inputs, **options)
 
     return apply
 
@@ -116,6 +120,6 @@ def compiler_options() -> dict[str, bool]:
     """Returns XLA's options on this backend, for a function that applies a transformer."""
     if jax.default_backend() != "gpu":
         return {}
-    # Otherwise XLA reserves matrix products for Triton. If cuBLAS is faster after all, it gets the
-    # products without their bias and GELU, which are then no longer fused.
+    # Otherwise XLA reserves matrix products for Triton. Where cuBLAS then proves faster, it gets
+    # the products without their bias and GELU, which are no longer fused.
     return {"xla_gpu_enable_triton_gemm": False}

@@ -1,4 +1,4 @@
-"""A small transformer that encodes captions and is trained together with the noise predictor."""
+"""A small transformer that encodes captions and is trained together with the diffusion model."""
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,9 @@ from dit_jax.models import blocks, layers
 
 
 class TextEncoder(nn.Module):
-    """Plain blocks over all tokens, padding included: it shows where the text ends.
+    """Plain blocks over all tokens, including the padding, which shows where the text ends.
 
-    Parameters of the blocks are stacked over depth, as in a DiT.
+    The blocks' parameters are stacked over depth, as in a DiT.
     """
 
     vocab_size: int
@@ -28,22 +28,19 @@ class TextEncoder(nn.Module):
         Raises: ValueError if M is not `length`.
         """
         if tokens.shape[1:] != (self.length,):
-            raise UserError(f"captions have {tokens.shape[1:]} tokens; the model: {self.length}.")
+            raise UserError(
+                f"tokens have shape {tokens.shape}; this text encoder takes [B, {self.length}]."
+            )
         embed = nn.Embed(
             self.vocab_size,
             self.hidden_size,
-            # Embeddings with a smaller deviation would vanish beside the outputs of the blocks.
+            # With a smaller deviation, embeddings would vanish beside the outputs of the blocks.
             embedding_init=nn.initializers.normal(1.0),
             name="token_embedding",
         )
         shape = (self.length, self.hidden_size)
         position = self.param("position_embedding", layers.normal_002, shape)
         x = (embed(tokens) + position[None]).astype(self.dtype)  # [B, M, D]
-        stack = nn.scan(
-            blocks.InContextBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.depth,
-        )(self.num_heads, 4.0, self.dtype, "xla", name="blocks")
-        x, _ = stack(x)
+        fields = self.num_heads, 4.0, self.dtype, "xla"
+        x, _ = layers.stack(blocks.InContextBlock, self.depth)(*fields, name="blocks")(x)
         return layers.LayerNorm(name="final_norm")(x).astype(jnp.float32)

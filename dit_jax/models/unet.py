@@ -15,19 +15,22 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError, check_choice
 from dit_jax.models import conditioning, layers, options, unet_blocks
 
+CONDITIONS = ("label", "tokens", "context")  # the keys of conditioning.KINDS that a UNet takes
+
 
 class UNet(nn.Module):
     """A noise predictor: eps, and with learn_sigma the variance, from x_t, time and condition.
 
-    A label is added to the time; if there are transformer blocks, it is their only context instead.
-    The output is 0 at initialisation. Dropout is active if `apply` gets a key 'dropout'.
+    The embedding of a label is added to that of the time. If there are transformer blocks, they
+    attend to it instead. The output is 0 at initialisation. Dropout is active if `apply` gets a key
+    'dropout'.
     """
 
     input_size: sizes.Size  # of x_t: one number for a square, or (height, width)
     in_channels: int
     base_channels: int
     channel_mult: tuple[float, ...]  # channels of each level, divided by base_channels
-    blocks_per_level: int  # residual blocks of a level; on the way up one more
+    blocks_per_level: int  # residual blocks of a level on the way down; on the way up one more
     attention_levels: tuple[int, ...]  # 0 is the full size; the middle always has attention
     transformer_depth: int  # transformer blocks per attention; 0 is plain self-attention
     num_heads: int  # either this or head_dim is 0
@@ -36,12 +39,12 @@ class UNet(nn.Module):
     time_scale_shift: bool  # True: the time scales and shifts norms; False: it is added
     resample: str  # 'conv', by convolutions, or 'resnet', by residual blocks
     norm_groups: int
-    norm_epsilon: float  # the transformers' norms have other ones, in unet_blocks
+    norm_epsilon: float  # of all norms but the transformers', whose epsilons unet_blocks has
     dropout: float  # of residual blocks
-    condition: str  # 'label', 'tokens' or 'context': see `conditioning`
+    condition: str  # one of CONDITIONS
     num_classes: int  # 0: labels are ignored
-    null_condition: bool  # whether it has one, for guidance; of labels it is class num_classes
-    text_vocab_size: int  # for 'tokens', as the next three: number of ids
+    null_condition: bool  # whether there is one, for guidance; of labels it is class num_classes
+    text_vocab_size: int  # number of token ids; this and the next three are for 'tokens'
     text_length: int
     text_depth: int
     text_num_heads: int
@@ -54,7 +57,7 @@ class UNet(nn.Module):
     def example_inputs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns the smallest arguments of `__call__`, for initialisation."""
         x_t = jnp.zeros((1, *sizes.input_shape(self)))
-        return x_t, jnp.zeros(1), conditioning.example(self)
+        return x_t, jnp.zeros(1), conditioning.KINDS[self.condition].example(self)
 
     @nn.compact
     def __call__(self, x_t: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
@@ -66,18 +69,24 @@ class UNet(nn.Module):
         Returns: [B, h, w, C] f32, or [B, h, w, 2C] with learn_sigma: eps, then the variance.
         Raises: ValueError for an input of another shape.
         """
-        self._check_inputs(x_t, cond)
-        # The makers of blocks, by width and name; those of attention by level, then by name.
+        if x_t.shape[1:] != sizes.input_shape(self):
+            expected = ("B", *sizes.input_shape(self))
+            raise UserError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
+        # Makers of blocks: residual blocks by width and name, attention by level and name.
         widths, last = self.widths, len(self.channel_mult) - 1
         resnet, downsample, upsample = self._make_resnets()
         attention = {i: self._make_attention(i) for i in self.levels_with_attention}
-        # The time, with the label if it is added to it, and what transformer blocks attend to.
-        t_emb = layers.time_frequencies(t, self.base_channels)  # [B, D]
-        t_emb = unet_blocks.TimeEmbedding(4 * self.base_channels, name="time_embedding")(t_emb)
-        t_emb, context = self._embed_condition(t_emb, cond)  # [B, 4D], [B, M, context_size]
+        # The time, perhaps with the label, and the context that transformer blocks attend to.
+        t_emb = layers.compute_time_sinusoids(t, self.base_channels)  # [B, D]
+        t_emb = unet_blocks.TimeEmbedding(self._time_size, name="time_embedding")(t_emb)
+        kind = conditioning.KINDS[self.condition]
+        context, y_emb = kind.embed(self, cond)  # [B, M, context_size] or None, [B, 4D] or None
+        if y_emb is not None:
+            t_emb = t_emb + y_emb
 
         # Down: every output is kept for a skip connection.
-        x = unet_blocks.conv(widths[0], self.dtype, "conv_in")(x_t)  # [B, h, w, D_0]
+        x = kind.join(self, x_t, cond)  # [B, h, w, C or more]
+        x = unet_blocks.conv(widths[0], self.dtype, "conv_in")(x)  # [B, h, w, D_0]
         skips = [x]
         for i, width in enumerate(widths):
             for j in range(self.blocks_per_level):
@@ -110,12 +119,17 @@ class UNet(nn.Module):
 
     @property
     def widths(self) -> list[int]:
-        """The channels of every level, from the full size inwards."""
+        """The channels of every level; level 0 has the full size."""
         return [round(mult * self.base_channels) for mult in self.channel_mult]
 
     @property
+    def _time_size(self):
+        """Width of the embedding of the time, and of a label that is added to it."""
+        return 4 * self.base_channels
+
+    @property
     def levels_with_attention(self) -> list[int]:
-        """The attention_levels and the last, whose attention the middle has."""
+        """The attention_levels and the last level, because the middle has attention."""
         return sorted({*self.attention_levels, len(self.channel_mult) - 1})
 
     def heads(self, level: int) -> int:
@@ -161,33 +175,23 @@ class UNet(nn.Module):
             return block
         return nn.remat(block, policy=options.REMAT_POLICIES[self.remat])
 
-    def _embed_condition(self, t_emb, cond):
-        """Returns the time embedding and the context.
-
-        Without transformer blocks, the embedding of a label is added to that of the time.
-        """
-        if self.condition != "label":
-            return t_emb, conditioning.read(self, cond).astype(self.dtype)
+    def embed_label(self, label: jax.Array) -> conditioning.Embedded:
+        """Embeds labels [B]: as a context for transformer blocks, else as a vector."""
         if self.num_classes == 0:
-            return t_emb, None
-        embed = nn.Embed(
+            return None, None
+        embedding = nn.Embed(
             self.num_classes + self.null_condition,
-            self.context_size if self.transformer_depth else t_emb.shape[-1],
+            self.context_size if self.transformer_depth else self._time_size,
             embedding_init=nn.initializers.normal(1.0),  # as in ADM and latent diffusion
             name="class_embedding",
-        )
+        )(label)
         if self.transformer_depth:
-            return t_emb, embed(cond)[:, None].astype(self.dtype)
-        return t_emb + embed(cond), None
+            return embedding[:, None].astype(self.dtype), None
+        return None, embedding
 
-    def _check_inputs(self, x_t, cond):
-        if x_t.shape[1:] != sizes.input_shape(self):
-            expected = ("B", *sizes.input_shape(self))
-            raise UserError(f"x_t has shape {x_t.shape}; the model takes {expected}.")
-        if self.condition == "label" and self.num_classes and cond.ndim != 1:
-            raise UserError(
-                f"cond has shape {cond.shape}; a model of condition='label' takes ('B',)."
-            )
+    def embed_sequence(self, context: jax.Array) -> conditioning.Embedded:
+        """Returns a caption's sequence [B, M, context_size]; transformer blocks project it."""
+        return context.astype(self.dtype), None
 
 
 def from_config(config) -> UNet:
@@ -198,8 +202,9 @@ def from_config(config) -> UNet:
     model = UNet(**config)
     _check_levels(model)
     _check_heads(model)
-    _check_context(model)
-    conditioning.check(model)
+    kind = conditioning.get_kind(model.condition, CONDITIONS)
+    _check_context(model, kind)
+    kind.check(model)
     check_choice("remat", model.remat, options.REMAT_POLICIES)
     check_choice("resample", model.resample, ("conv", "resnet"))
     return model.clone(attention=_resolve_attention(model))
@@ -214,21 +219,21 @@ def _check_levels(model):
     unit = 2 ** (levels - 1)
     if any(side % unit for side in sizes.height_and_width(model.input_size)):
         raise UserError(
-            f"input_size={model.input_size} must be a multiple of {unit}: each of the {levels} "
-            f"levels of channel_mult={model.channel_mult} but the first halves it. Take fewer "
-            "levels, or another size."
+            f"input_size={model.input_size} must be a multiple of {unit}: channel_mult="
+            f"{model.channel_mult} has {levels} levels, and each but the first halves the size. "
+            "Take fewer levels, or another size."
         )
     if base_channels % 2:
         raise UserError(f"{base_channels=} must be even for the sinusoids.")
-    if wrong := [c for c in model.widths if c < 1 or c % norm_groups]:
+    if invalid := [width for width in model.widths if width < 1 or width % norm_groups]:
         raise UserError(
-            f"{norm_groups=} must divide the channels of all levels, not {wrong}; all are "
-            f"{base_channels=} x channel_mult={model.channel_mult}."
+            f"{norm_groups=} must divide the channels of all levels, not {invalid}. The channels "
+            f"are {base_channels=} x channel_mult={model.channel_mult}."
         )
-    if wrong := [level for level in model.attention_levels if level >= levels]:
+    if invalid := [level for level in model.attention_levels if level >= levels]:
         raise UserError(
-            f"attention_levels={model.attention_levels} has {wrong}; the levels are "
-            f"0..{levels - 1}, 0 the full size."
+            f"attention_levels={model.attention_levels} has {invalid}; the levels are "
+            f"0..{levels - 1}, where 0 has the full size."
         )
 
 
@@ -243,18 +248,17 @@ def _check_heads(model):
         )
 
 
-def _check_context(model):
-    """Raises ValueError unless there is a context exactly if transformer blocks attend to it."""
+def _check_context(model, kind):
+    """Checks that there are either transformer blocks and a context, or neither."""
     transformer_depth, condition = model.transformer_depth, model.condition
     context_size, num_classes = model.context_size, model.num_classes
-    is_label = condition == "label"
-    has_context = context_size > 0 and (num_classes > 0 or not is_label)
-    has_none = context_size == 0 and is_label
+    has_context = context_size > 0 and (num_classes > 0 or kind.is_sequence)
+    has_none = context_size == 0 and not kind.is_sequence
     if not (has_context if transformer_depth else has_none):
         raise UserError(
             f"{transformer_depth=}, {condition=}, {context_size=}, {num_classes=}: transformer "
-            "blocks attend to a context, a caption or a label. They need context_size, 768 for "
-            "Stable Diffusion 1, and for labels num_classes. Without such blocks, set "
+            "blocks attend to a caption or a label. They need context_size, 768 for Stable "
+            "Diffusion 1, and for labels num_classes. Without transformer blocks, set "
             "transformer_depth=0, condition='label' and context_size=0."
         )
 
@@ -266,7 +270,7 @@ def _resolve_attention(model):
     """
     choice, widths = model.attention, model.widths
     head_dims = {i: widths[i] // model.heads(i) for i in model.levels_with_attention}
-    # Head sizes differ between levels, so cuDNN may be possible at some of them only.
+    # Head sizes differ between levels, so cuDNN may be possible at only some levels.
     attempt = "auto" if choice == "cudnn" else choice
     resolved = {
         size: options.resolve_attention(attempt, model.dtype, size)

@@ -1,7 +1,7 @@
 """Blocks of the UNet: residual, attention and transformer blocks, downsampling and upsampling.
 
-Modules have the same names as in diffusers' checkpoints. The last layer of a residual branch is
-zero at initialisation. So every block is the identity, or its shortcut, as in DDPM and ADM.
+Modules have the same names as in diffusers' checkpoints. At initialisation the last layer of each
+residual branch is zero, as in DDPM and ADM: a block returns its input, or its shortcut's output.
 Sources: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3; Rombach et al. 2022, section
 3.3 and appendix E.2.1.
 """
@@ -18,21 +18,21 @@ from dit_jax.models import layers
 
 TRANSFORMER_NORM_EPSILON = 1e-6  # of the GroupNorm before the transformer blocks
 FEED_FORWARD_RATIO = 4
-_layer_norm = functools.partial(layers.layer_norm, 1e-5)  # inside these blocks
+_layer_norm = functools.partial(layers.layer_norm, 1e-5)  # of the transformer blocks
 zeros = nn.initializers.zeros
 
 
 class ResnetBlock(nn.Module):
-    """x + two convolutions of normalised inputs; if the channels change, x has a 1x1 convolution.
+    """x + a branch with two convolutions; if the channels change, x passes a 1x1 convolution.
 
     The time embedding [B, 4D] is added after the first convolution, or scales and shifts the second
-    norm. A block that resamples resamples x, and its branch before the first convolution.
+    norm. With `resample`, x is resampled, and so is the branch before its first convolution.
     """
 
     channels: int
     groups: int
     epsilon: float
-    dropout: float  # before the second convolution, if there is a key 'dropout'
+    dropout: float  # rate before the second convolution, if there is a random key 'dropout'
     time_scale_shift: bool
     dtype: str
     resample: Callable | None = None  # `halve` or `double`
@@ -61,7 +61,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + self-attention over all positions, softmax in f32; it does not use the context."""
+    """x + self-attention over all positions, softmax in f32; the context is not used."""
 
     num_heads: int
     groups: int
@@ -85,7 +85,7 @@ class AttentionBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """x + `depth` transformer blocks over all positions, which attend to [B, M, any size]."""
+    """x + `depth` transformer blocks over all positions, with a context [B, M, any size]."""
 
     depth: int
     num_heads: int
@@ -100,11 +100,9 @@ class SpatialTransformer(nn.Module):
         h = layers.group_norm(self.groups, TRANSFORMER_NORM_EPSILON, self.dtype, "norm")(x)
         h = h.reshape(batch, height * width, channels)  # [B, N, D]
         h = linear(channels, self.dtype, "proj_in")(h)
+        fields = self.num_heads, self.dtype, self.attention
         for i in range(self.depth):
-            block = TransformerBlock(
-                self.num_heads, self.dtype, self.attention, name=f"transformer_blocks_{i}"
-            )
-            h = block(h, context)
+            h = TransformerBlock(*fields, name=f"transformer_blocks_{i}")(h, context)
         h = linear(channels, self.dtype, "proj_out", zeros)(h)
         return sharding.pin_batch(x + h.reshape(x.shape))
 
@@ -156,21 +154,21 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU: Linear(h GELU(gate)), where h and gate are Linears of x; the GELU is exact."""
+    """GEGLU: Linear(h GELU(gate)), where h and gate are Linears of x, and the GELU is exact."""
 
     dtype: str
 
     @nn.compact
     def __call__(self, x):
         size = x.shape[-1]
-        both = nn.DenseGeneral(
+        h_and_gate = nn.DenseGeneral(
             (2, FEED_FORWARD_RATIO * size),
             dtype=self.dtype,
             kernel_init=layers.xavier_uniform,
             name="net_0_proj",
         )(x)  # [B, N, 2, 4D]
-        h = both[:, :, 0] * layers.exact_gelu(both[:, :, 1])
-        return linear(size, self.dtype, "net_2")(h)
+        h, gate = h_and_gate[:, :, 0], h_and_gate[:, :, 1]
+        return linear(size, self.dtype, "net_2")(h * layers.exact_gelu(gate))
 
 
 class MidBlock(nn.Module):
@@ -187,7 +185,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A strided convolution that halves the size; it does not use the time."""
+    """A strided convolution that halves the size; the time embedding is not used."""
 
     channels: int
     dtype: str
@@ -198,7 +196,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repetition of every value, which doubles the size, then a convolution."""
+    """Doubles the size by repeating every value, then applies a convolution."""
 
     channels: int
     dtype: str
@@ -209,7 +207,7 @@ class Upsample(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """An MLP from the time's sinusoids [B, D] to [B, 4D], in f32 whatever the model's dtype."""
+    """An MLP from the sinusoids of the time [B, D] to [B, 4D], always in f32."""
 
     size: int
 
@@ -231,7 +229,7 @@ def double(x: jax.Array) -> jax.Array:
 
 def conv(channels, dtype, name, kernel_init=layers.xavier_uniform, kernel=3, strides=1):
     """Returns a convolution that keeps the size, or divides it by the strides."""
-    # The padding is the same on all sides, as in ADM; with strides, "SAME" would pad one side only.
+    # All sides get the same padding, as in ADM. With strides, "SAME" would pad one side only.
     return nn.Conv(
         channels,
         (kernel, kernel),

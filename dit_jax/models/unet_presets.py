@@ -1,10 +1,10 @@
-"""Published UNets by name: fields of `config.model`, all but name, dtype, attention and remat."""
+"""Published UNets by name, as fields of `config.model` without name, dtype, attention, remat."""
 
 from dit_jax.errors import UserError
 
-# A UNet needs values of these keys, but no preset has a text encoder of its own.
+# Every UNet has these fields, but no preset trains a text encoder.
 UNUSED_TEXT_FIELDS = dict(text_vocab_size=4096, text_length=32, text_depth=2, text_num_heads=4)
-# What most UNets share; each of the presets below changes some of it.
+# The fields of most UNets; each preset below changes some of them.
 _COMMON = UNUSED_TEXT_FIELDS | dict(
     in_channels=3,
     blocks_per_level=2,

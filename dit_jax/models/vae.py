@@ -1,7 +1,7 @@
-"""AutoencoderKL: maps images to the moments of a Gaussian over latents, and latents to images.
+"""AutoencoderKL, which maps images to the moments of a posterior, and latents to images.
 
-Modules have the same names as in diffusers' checkpoints, so that one rule imports them. Each side
-of a latent is 2^(levels - 1) times smaller than that of the image.
+Modules have the same names as in diffusers' checkpoints, so that one rule imports them. The height
+and the width of latents are those of the image divided by 2^(levels - 1).
 Source: Rombach et al. 2022, appendix G.
 """
 
@@ -18,12 +18,12 @@ from dit_jax.models import layers
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder: an encoder and a decoder."""
+    """The encoder and the decoder."""
 
     image_channels: int
     latent_channels: int
-    block_channels: tuple[int, ...]  # channels of each level, from the image inwards
-    layers_per_block: int  # residual blocks of a level; the decoder has one more
+    block_channels: tuple[int, ...]  # channels of each level, from the image to the latents
+    layers_per_block: int  # residual blocks in a level of the encoder; the decoder has one more
     norm_groups: int
     use_quant_conv: bool  # 1x1 convolutions between encoder, latents and decoder
     mid_attention: bool
@@ -31,10 +31,10 @@ class AutoencoderKL(nn.Module):
     remat: bool  # recompute the residual blocks in the backward pass
 
     def setup(self):
-        levels = self.block_channels, self.layers_per_block, self.norm_groups, self.mid_attention
-        options = *levels, self.dtype, self.remat
-        self.encoder = Encoder(*options, out_channels=2 * self.latent_channels)
-        self.decoder = Decoder(*options, out_channels=self.image_channels)
+        sizes = self.block_channels, self.layers_per_block, self.norm_groups
+        fields = *sizes, self.mid_attention, self.dtype, self.remat
+        self.encoder = Encoder(*fields, out_channels=2 * self.latent_channels)
+        self.decoder = Decoder(*fields, out_channels=self.image_channels)
         if self.use_quant_conv:
             self.quant_conv = nn.Conv(2 * self.latent_channels, (1, 1))
             self.post_quant_conv = nn.Conv(self.latent_channels, (1, 1))
@@ -45,7 +45,7 @@ class AutoencoderKL(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels per latent, along a side."""
+        """The number of pixels per latent along a side."""
         return 2 ** (len(self.block_channels) - 1)
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -84,13 +84,13 @@ class AutoencoderKL(nn.Module):
         return self.decoder(z).astype(jnp.float32)
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """Decodes the posterior's mean. It calls every module, as initialisation needs."""
+        """Decodes the posterior's mean. Initialisation needs a call of all modules."""
         mean, _ = jnp.split(self.encode(image), 2, axis=-1)
         return self.decode(mean)
 
 
 class _Coder(nn.Module):
-    """The base of encoder and decoder: sizes, the blocks in the middle, and the output."""
+    """The base class of the encoder and the decoder: fields, middle blocks and output layers."""
 
     block_channels: tuple[int, ...]
     layers_per_block: int
@@ -101,8 +101,8 @@ class _Coder(nn.Module):
     out_channels: int
 
     def apply_middle(self, x):
-        options = self.norm_groups, self.mid_attention, self.dtype, self.remat
-        return MidBlock(*options, name="mid_block")(x)
+        fields = self.norm_groups, self.mid_attention, self.dtype, self.remat
+        return MidBlock(*fields, name="mid_block")(x)
 
     def apply_output(self, x):
         x = nn.silu(_norm(self.norm_groups, self.dtype, "conv_norm_out")(x))
@@ -114,7 +114,7 @@ class Encoder(_Coder):
 
     @nn.compact
     def __call__(self, x):
-        block = functools.partial(_resnet(self.remat), groups=self.norm_groups, dtype=self.dtype)
+        block = _make_block_fn(self.norm_groups, self.dtype, self.remat)
         x = _conv(self.block_channels[0], self.dtype, "conv_in")(x)  # [B, H, W, D_0]
         for i, channels in enumerate(self.block_channels):
             for j in range(self.layers_per_block):
@@ -126,11 +126,11 @@ class Encoder(_Coder):
 
 
 class Decoder(_Coder):
-    """Levels from the last to the first; the size is doubled after every level but the first."""
+    """Levels of residual blocks, last to first; the size is doubled after all but the first."""
 
     @nn.compact
     def __call__(self, x):
-        block = functools.partial(_resnet(self.remat), groups=self.norm_groups, dtype=self.dtype)
+        block = _make_block_fn(self.norm_groups, self.dtype, self.remat)
         x = _conv(self.block_channels[-1], self.dtype, "conv_in")(x)  # [B, h, w, D_last]
         x = self.apply_middle(x)
         for i, channels in enumerate(reversed(self.block_channels)):
@@ -142,7 +142,7 @@ class Decoder(_Coder):
 
 
 class MidBlock(nn.Module):
-    """A residual block, attention over all positions, and another residual block."""
+    """A residual block, optional attention over all positions, and another residual block."""
 
     groups: int
     attention: bool
@@ -151,15 +151,15 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        block = functools.partial(_resnet(self.remat), x.shape[-1], self.groups, self.dtype)
-        x = block(name="resnets_0")(x)
+        block = _make_block_fn(self.groups, self.dtype, self.remat)
+        x = block(x.shape[-1], name="resnets_0")(x)
         if self.attention:
             x = AttentionBlock(self.groups, self.dtype, name="attentions_0")(x)
-        return block(name="resnets_1")(x)
+        return block(x.shape[-1], name="resnets_1")(x)
 
 
 class ResnetBlock(nn.Module):
-    """x + two convolutions of normalised inputs; x has a 1x1 convolution if the channels change."""
+    """x + a branch with two convolutions; if the channels change, x passes a 1x1 convolution."""
 
     channels: int
     groups: int
@@ -187,13 +187,13 @@ class AttentionBlock(nn.Module):
         batch, height, width, channels = x.shape
         h = _norm(self.groups, self.dtype, "group_norm")(x)
         h = h.reshape(batch, height * width, 1, channels)  # [B, N, one head, D]
-        q, k, v = (nn.Dense(channels, dtype=self.dtype, name=f"to_{n}")(h) for n in "qkv")
+        q, k, v = (nn.Dense(channels, dtype=self.dtype, name=f"to_{part}")(h) for part in "qkv")
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
         return x + nn.Dense(channels, dtype=self.dtype, name="to_out_0")(h)
 
 
 class Downsample(nn.Module):
-    """A strided convolution that halves the size, padded only at the bottom and the right."""
+    """A strided convolution that halves the size, with padding only at the bottom and the right."""
 
     dtype: str
 
@@ -204,7 +204,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repetition of every value, which doubles the size, then a convolution."""
+    """Doubles the size by repeating every value, then applies a convolution."""
 
     dtype: str
 
@@ -213,9 +213,10 @@ class Upsample(nn.Module):
         return _conv(x.shape[-1], self.dtype, "conv")(x.repeat(2, axis=1).repeat(2, axis=2))
 
 
-def _resnet(remat):
-    """Returns the class of residual blocks, recomputed in the backward pass if `remat`."""
-    return nn.remat(ResnetBlock) if remat else ResnetBlock
+def _make_block_fn(groups, dtype, remat):
+    """Returns a maker of residual blocks; with `remat`, the backward pass recomputes them."""
+    block = nn.remat(ResnetBlock) if remat else ResnetBlock
+    return functools.partial(block, groups=groups, dtype=dtype)
 
 
 def _conv(channels, dtype, name, strides=1, padding=1):
@@ -227,13 +228,13 @@ def _norm(groups, dtype, name):
 
 
 def from_config(config) -> AutoencoderKL:
-    """Builds the module that `config.model` of a VAE describes.
+    """Builds the module from `config.model` of a VAE.
 
-    Raises: ValueError for sizes that do not fit together, with the values.
+    Raises: ValueError if block_channels is empty, or norm_groups does not divide its values.
     """
     norm_groups = config.norm_groups
     if not config.block_channels:
         raise UserError("block_channels=() needs a number for each level.")
-    if wrong := [channels for channels in config.block_channels if channels % norm_groups]:
-        raise UserError(f"{norm_groups=} must divide all block_channels, not {wrong}.")
+    if indivisible := [channels for channels in config.block_channels if channels % norm_groups]:
+        raise UserError(f"{norm_groups=} must divide all block_channels, not {indivisible}.")
     return AutoencoderKL(**config)

@@ -1,4 +1,4 @@
-"""Sampling: images from parameters, a request and a seed, sharded, with one key per image."""
+"""Sampling of images from parameters, a request and a seed, with one random key per image."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from dit_jax.config import sizes
 from dit_jax.diffusion import edits, guidance, objectives, samplers, solvers
 from dit_jax.errors import UserError
 
-# Images per device and call; what is drawn does not depend on it.
+# Images per device in one call. The drawn images do not depend on it.
 BATCH_PER_DEVICE = 64
 
 
@@ -30,19 +30,19 @@ def make_sample_fn(
     edit: type[edits.Edit] = edits.Edit,
     strength: float = 1.0,
 ) -> Callable:
-    """Returns the jitted `sample(params, key, index, cond, null, encoder, guide_params, **arrays)`.
+    """Returns a jitted function that samples a batch of images.
 
     Args:
       sample_config: `config.sample`.
       prediction: `config.objective.prediction`.
       guide: a worse model for autoguidance, used instead of the null condition.
       strength: the share of the steps that an edit takes.
-    Returns:
-      sample: returns (x_0 [B, h, w, C] f32, finite [steps] bool, whether every x_t was finite).
-        It takes index [B] int32, the images' numbers; cond and null [B, ...] of a
-        `conditions.Request`; and the edit's arrays [B, ...]; all are sharded over the batch.
-        encoder is the frozen text encoder, for a model of condition 'context'. Image i depends on
-        key and i alone, not on the rest of the batch.
+    Returns: sample(params, key, index, cond, null, encoder, guide_params, **arrays), which returns
+      x_0 [B, h, w, C] f32, and [steps] bool: whether all of x_t was finite after each step.
+      index: [B] int32, the images' indices. Image i depends on key and i, not on the batch.
+      cond, null: [B, ...], from a `conditions.Request`.
+      encoder: the frozen text encoder, for a model of condition 'context'.
+      arrays: [B, ...], the fields of the edit. These and the other [B, ...] are sharded over B.
     Raises: ValueError as `samplers.build`, or for guidance of a model without a null condition.
     """
     # Fixed before tracing: the times of the steps, and which of them are guided.
@@ -53,20 +53,23 @@ def make_sample_fn(
     draw_noise = functools.partial(_draw_noise, sizes.input_shape(model))
 
     def sample(params, key, index, cond, null, encoder=None, guide_params=None, **arrays):
-        # An edit may bind the networks twice, such as to both conditions of an interpolation.
-        networks = functools.partial(bind_networks, params, guide_params, encoder, null)
-        edited = edit(**arrays)
-        predict, parts = edited.predict(networks, cond), []
-        # Each span has its own denoiser, so that unguided steps evaluate one condition.
-        for guided, count in spans:
-            arguments = predict[guided], sampler.times, sample_config.clip_x_0
+        # An interpolation binds the networks to two conditions.
+        bind = functools.partial(bind_networks, params, guide_params, encoder, null)
+        bound_edit = edit(**arrays)
+        unguided, guided = bound_edit.predict(bind, cond)
+        parts = []
+        # Each span has its own denoiser, so that unguided steps evaluate only one condition.
+        for is_guided, num_steps in spans:
+            predict = guided if is_guided else unguided
+            arguments = predict, sampler.times, sample_config.clip_x_0
             denoise = solvers.make_denoise(process, prediction, *arguments)
-            parts.append((edited.wrap(denoise, process, sampler.times), count))
-        # Noise 0 is x_T's, so step i takes noise i + 1.
-        noise = edited.noise(functools.partial(draw_noise, key), index)
+            parts.append((bound_edit.wrap(denoise, process, sampler.times), num_steps))
+        # x_T takes noise 0, so step i takes noise i + 1.
+        noise = bound_edit.noise(functools.partial(draw_noise, key), index)
         problem = solvers.Problem(process, sampler.grid, parts, lambda i: noise(i + 1))
-        x_0, finite = sampler.solve(problem, edited.begin(process, sampler.grid[0], noise))
-        return edited.finish(x_0), finite
+        x_T = bound_edit.begin(process, sampler.grid[0], noise)
+        x_0, finite = sampler.solve(problem, x_T)
+        return bound_edit.finish(x_0), finite
 
     return jax.jit(
         sample,
@@ -76,8 +79,10 @@ def make_sample_fn(
 
 
 def _make_bind_fn(model, guide, config, mesh):
-    """Returns `bind(params, guide_params, encoder, null, cond)` -> networks [unguided, guided].
+    """Returns a function that binds the networks to parameters and conditions.
 
+    Returns: bind(params, guide_params, encoder, null, cond), which returns two
+      `objectives.Predict`: [unguided, guided].
     Raises: ValueError for guidance that the model does not allow.
     """
     _check_guidance(config, model, guide)
@@ -99,27 +104,24 @@ def _make_bind_fn(model, guide, config, mesh):
 
 
 def bind_condition(network: Callable, cond: jax.Array) -> objectives.Predict:
-    """Returns predict(x_t, network_time) of a network with encoded conditions [B, ...]."""
+    """Binds a network to encoded conditions [B, ...]; returns predict(x_t, network_time)."""
     return lambda x_t, network_time: network(x_t, network_time, cond)
 
 
 def _draw_noise(shape, key, i, index):
-    """Returns noise i of the images with these numbers, [B, *shape]."""
-    # It comes from the image's own key, so the batch does not matter.
+    """Draws noise i [B, *shape] of the images with these indices."""
+    # Each image has a key of its own, so the noise does not depend on the batch.
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
-    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(keys)
 
 
-def forward_passes(sample_config, process: diffusion.Process, prediction: str) -> int:
-    """Returns how often an image passes through the network.
-
-    An evaluation that the null condition guides is two passes.
-    """
+def count_forward_passes(sample_config, process: diffusion.Process, prediction: str) -> int:
+    """Counts an image's passes through the network; classifier-free guidance doubles them."""
     sampler = samplers.build(sample_config, process, prediction)
     scale, interval = sample_config.cfg_scale, sample_config.cfg_interval
     spans = guidance.split_steps(sampler.grid[:-1], scale, interval)
-    guided, counts = zip(*spans, strict=True)
-    return int((1 + np.repeat(guided, counts)) @ sampler.evaluations)
+    is_guided, num_steps = zip(*spans, strict=True)
+    return int((1 + np.repeat(is_guided, num_steps)) @ sampler.evaluations)
 
 
 def batches(
@@ -132,50 +134,48 @@ def batches(
     batch_size: int | None = None,
     wanted: Sequence[range] | None = None,
 ) -> Iterator[tuple[range, Any]]:
-    """Yields (image numbers, output(x_0) on the devices), batch after batch.
+    """Samples images batch by batch; yields (image indices, output(x_0) on the devices).
 
-    Image i is a function of (params, seed, i, request.cond[i], request.null[i]), whatever the
-    batch size. The last batch repeats its last image to be full; its numbers leave the repeats out.
-    When a batch is yielded, the next one is already computing.
-
+    Image i is a function of (params, seed, i, request.cond[i], request.null[i]), whatever the batch
+    size. Repeats of the last image pad the last batch; the indices leave them out. The devices
+    compute a batch while the caller handles the one before.
     Args:
       sample: from `make_sample_fn`.
       batch_size: images at a time over all devices, rounded up to a multiple of the batch shards.
-      wanted: ranges of image numbers to draw, by default all.
+      wanted: ranges of image indices to sample, by default all.
     Raises: FloatingPointError with the step at which x_t was not finite.
     """
-    # Devices of a tensor group hold the same rows, so only these shards divide the batch.
+    # Devices of a tensor group hold the same rows, so they do not divide the batch.
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = min(batch_size or BATCH_PER_DEVICE * shards, len(request))
     batch_size = -(-batch_size // shards) * shards
-    key, rows = jax.random.key(seed), sharding.local_rows(mesh, batch_size)
+    key, process_rows = jax.random.key(seed), sharding.local_rows(mesh, batch_size)
     previous = None
     wanted = [range(len(request))] if wanted is None else wanted
     spans = [part[i : i + batch_size] for part in wanted for i in range(0, len(part), batch_size)]
-    for numbers in spans:
-        # Rows beyond the last image repeat it.
-        index = np.minimum(numbers.start + rows, numbers.stop - 1).astype(np.int32)
+    for indices in spans:
+        index = np.minimum(indices.start + process_rows, indices.stop - 1).astype(np.int32)
         batch = {"index": index, **request.rows(index)}
-        # Returns before the devices are done, so the host can use the batch before meanwhile.
+        # sample returns before the devices are done.
         x_0, finite = sample(params, key, **sharding.put_batch(mesh, batch))
-        current = numbers, output(x_0), finite
+        current = indices, output(x_0), finite
         if previous:
-            yield _finished(*previous)
+            yield _wait(*previous)
         previous = current
     if previous:
-        yield _finished(*previous)
+        yield _wait(*previous)
 
 
-def _finished(numbers, output, finite):
-    """Returns (numbers, output) when the batch is done, and all its x_t were finite."""
+def _wait(indices, output, finite):
+    """Waits for a batch; returns (indices, output), or raises if an x_t was not finite."""
     finite = np.asarray(finite)
     if not finite.all():
         raise FloatingPointError(
             f"sampling became NaN or infinite at step {int(finite.argmin()) + 1} of {len(finite)}, "
-            f"among the images {numbers[0]} to {numbers[-1]}. Is the loss of this checkpoint "
+            f"among the images {indices[0]} to {indices[-1]}. Is the loss of this checkpoint "
             "finite? Try an earlier --step, --cfg_scale 1, more steps or another sampler."
         )
-    return numbers, output
+    return indices, output
 
 
 def generate(
@@ -188,32 +188,32 @@ def generate(
     progress: bool = False,
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """Returns all images [N, H, W, C] uint8, in host memory; arguments as `batches`."""
+    """Samples all images [N, H, W, C] uint8 into host memory; arguments as for `batches`."""
     images = []
     with tqdm(total=len(request), unit="img", disable=not progress) as bar:
-        for numbers, batch in batches(sample, params, request, seed, mesh, to_image, batch_size):
-            images.append(to_host(batch)[: len(numbers)])
-            bar.update(len(numbers))
+        for indices, batch in batches(sample, params, request, seed, mesh, to_image, batch_size):
+            images.append(to_host(batch)[: len(indices)])
+            bar.update(len(indices))
     return np.concatenate(images)
 
 
 def _check_guidance(config, model, guide):
-    """Raises ValueError for guidance that the model was not trained for, or that does nothing."""
+    """Raises ValueError for guidance that the model was not trained for, or that has no effect."""
     if config.cfg_channels > model.in_channels:
         raise UserError(
-            f"cfg_channels={config.cfg_channels} must lie in 0 (all) .. {model.in_channels}."
+            f"cfg_channels={config.cfg_channels} must be in 0..{model.in_channels}; 0 is all."
         )
     if config.cfg_scale != 1 and guide is None and not model.null_condition:
         raise UserError(
             f"cfg_scale={config.cfg_scale} needs a null class or empty captions, but the model was "
-            "trained with null_condition=False; use cfg_scale 1, or --guide with a worse model."
+            "trained with null_condition=False. Use cfg_scale 1, or --guide with a worse model."
         )
     if guide is not None and config.cfg_scale == 1:
-        raise UserError("a guide without --cfg_scale above 1 changes nothing.")
+        raise UserError("a guide has no effect with cfg_scale=1. Set --cfg_scale above 1.")
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """Returns a global array as a whole, in every process."""
+    """Copies a global array to the host memory of every process."""
     # A process can read only the shards on its own devices.
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)

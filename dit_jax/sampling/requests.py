@@ -1,4 +1,4 @@
-"""Requests with drawn conditions: for measures, and for pictures while training."""
+"""Requests with drawn conditions, for measures and for pictures while training."""
 
 import pathlib
 
@@ -14,23 +14,23 @@ KINDS = ("random", "balanced")
 def draw(
     config: ConfigDict, kind: str, num: int, seed: int = 0, workdir: pathlib.Path | None = None
 ) -> conditions.Request:
-    """Returns a request of `num` labels, or of the captions of `num` images, held-out if possible.
+    """Returns a request with `num` drawn conditions, as `Condition.draw`.
 
-    Captions repeat only after all were used; 'balanced' takes the first ones in order.
-    Args: workdir, of the run; the data must be the ones that it began with.
+    If the condition reads images, they are held-out images where the config has any.
+    Args: workdir, of the run; the data must be the ones that the run began with.
     Raises: ValueError for another kind; as `latents.open_split` and `identity.check_splits`.
     """
     check_choice("labels", kind, KINDS)
-    return conditions.build(config).draw(kind, num, seed, lambda: _open(config, workdir))
+    return conditions.build(config).draw(kind, num, seed, lambda: _open_split(config, workdir))
 
 
 def draw_for_picture(config: ConfigDict, num: int) -> conditions.Request:
-    """Returns a request of labels in equal blocks, or of the first captions of the data."""
-    return conditions.build(config).draw_for_picture(num, lambda: _open(config))
+    """Returns the request for the picture that is drawn while training."""
+    return conditions.build(config).draw_for_picture(num, lambda: _open_split(config))
 
 
-def _open(config, workdir=None):
-    # Captions of held-out images, which the model has not seen, are the fairer request.
+def _open_split(config, workdir=None):
+    # The model has not seen the conditions of held-out images, so these are preferred.
     split = "eval" if config.data.eval_split else "train"
     source = latents.open_split(config, split)
     if workdir:

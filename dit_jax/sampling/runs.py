@@ -18,7 +18,7 @@ from dit_jax.sampling import generate
 from dit_jax.system import files
 from dit_jax.workdirs import checkpoint
 
-# By the flag for a frozen network's workdir: its key in the config, and the network's name.
+# Flag for the workdir of a frozen network -> (section and key in the config, name of the network).
 FROZEN = {
     "vae": (("latents", "vae"), "a VAE"),
     "text_encoder": (("text", "encoder"), "a frozen text encoder"),
@@ -31,7 +31,7 @@ class Trained:
 
     config: ConfigDict
     step: int
-    raw: bool  # trained parameters instead of their EMA
+    raw: bool  # whether `params` are the trained parameters instead of their EMA
     mesh: Mesh
     model: nn.Module
     process: diffusion.Process
@@ -49,28 +49,27 @@ class Trained:
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes, in order; None if they have no names."""
+        """The names of the classes, in order; None if they have no names."""
         return self.data.get("train", {}).get("classes")
 
     @property
     def vae_digest(self) -> str:
-        """Digest of the VAE that decodes; '' for a model of pixels."""
+        """The digest of the VAE that decodes; '' for a model of pixels."""
         return self.vae.digest if self.vae else ""
 
-    def request(self, num: int, seed: int = 0, **flags: str | list) -> conditions.Request:
-        """Returns the request that a command's flags describe.
+    def make_request(self, num: int, seed: int = 0, **flags: str | list) -> conditions.Request:
+        """Makes a request for `num` images from a command's flags.
 
-        Raises: ValueError as `Condition.from_flags`, or for a negative prompt that would change
-          nothing.
+        Raises: ValueError as `Condition.from_flags`, or for a negative prompt without effect.
         """
         request = self.condition.from_flags(num, seed, self.class_names, **flags)
-        # A guide takes the place of the null condition, and scale 1 does not guide at all.
+        # A guide replaces the null condition, and scale 1 does not use it.
         negative = flags.get("negative_prompt")
         if negative and (self.guide or self.config.sample.cfg_scale == 1):
-            instead = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1, no guidance"
+            reason = f"--guide={self.guide.workdir}" if self.guide else "cfg_scale=1"
             raise UserError(
-                f"--negative_prompt={negative!r} is what --cfg_scale above 1 leads away from, "
-                f"without a guide; here is {instead}."
+                f"--negative_prompt={negative!r} has no effect with {reason}. Sample with "
+                "--cfg_scale above 1 and without a guide."
             )
         return request
 
@@ -87,9 +86,9 @@ class Trained:
     def generate(
         self, request: conditions.Request, seed: int, sample: Callable | None = None, **options
     ) -> np.ndarray:
-        """Returns the images [N, H, W, C] uint8 of a request; options as `generate.generate`.
+        """Samples the images [N, H, W, C] uint8 of a request; options as for `generate.generate`.
 
-        Args: sample, from `make_sample_fn`; by default without an edit.
+        Args: sample, from `make_sample_fn`, by default without an edit.
         """
         arguments = self.params, request, seed, self.mesh, self.to_image
         return generate.generate(sample or self.make_sample_fn(), *arguments, **options)
@@ -115,32 +114,33 @@ def load(
     guide_workdir: pathlib.Path | None = None,
     guide_step: int | None = None,
 ) -> Trained:
-    """Loads a workdir's EMA parameters, or with `raw` the trained ones; step None is the newest.
+    """Loads a trained model from its workdir.
 
     Args:
+      step: of the checkpoint, by default the newest.
+      raw: whether to load the trained parameters instead of their EMA.
       vae_workdir, encoder_workdir: replace the run's own VAE and frozen text encoder.
-      settings: override keys of `config.sample`.
-      guide_workdir, guide_step: choose a worse model for autoguidance, always by its EMA
-        parameters. If one is missing it is the same workdir, or the newest step.
-    Raises: FileNotFoundError if there is no such checkpoint, OSError if it cannot be read;
-      ValueError for a model of latents without a VAE, or of pixels with one; likewise for a text
-      encoder; or for a guide with another input, process or prediction.
+      settings: values for keys of `config.sample`.
+      guide_workdir, guide_step: choose a worse model for autoguidance. By default the workdir is
+        the same one, and the step is the newest. The guide's parameters are the EMA.
+    Raises: FileNotFoundError if the checkpoint does not exist; OSError if it cannot be read;
+      ValueError if the model needs a VAE or text encoder that is missing, or does not use one that
+      is given; ValueError for a guide with another input, process or prediction.
     """
     config = _load_config(workdir)
-    condition, x_0 = conditions.build(config), latents.build(config)
-    _set_frozen(config, workdir, "vae", vae_workdir, x_0.uses_vae)
+    condition, latent_kind = conditions.build(config), latents.build(config)
+    _set_frozen(config, workdir, "vae", vae_workdir, latent_kind.uses_vae)
     _set_frozen(config, workdir, "text_encoder", encoder_workdir, condition.needs_encoder)
-    # The sampling settings are checked before anything large is loaded.
+    # Settings are checked before parameters are loaded, which takes long.
     config.sample.update(settings or {})
     keys.check(config)
     samplers.check(config.sample)
     samplers.check_used(config.sample, settings or {}, config.model.learn_sigma)
-    x_0.check_clip()
-    # Parameters are restored straight onto the mesh, each device its own share.
+    latent_kind.check_clip()
     mesh = sharding.make_mesh(config.mesh)
     model, params, step = _load_model(workdir, config, mesh, step, raw)
-    vae = x_0.load_vae(mesh)
-    to_image = x_0.make_to_image(vae, mesh)
+    vae = latent_kind.load_vae(mesh)
+    to_image = latent_kind.make_to_image(vae, mesh)
     guide = None
     if guide_workdir or guide_step is not None:
         guide = _load_guide(config, guide_workdir or workdir, guide_step, mesh)
@@ -152,11 +152,11 @@ def load(
 
 
 def _load_config(workdir):
-    """Loads a workdir's config, with its mesh replaced by one of all devices that are here."""
+    """Loads a workdir's config, changed to use all devices of this machine."""
     config = workdirs.load_config(workdir)
     workdirs.check_draws_images(workdir, config)
     _resolve_relative_paths(workdir, config)
-    # The run may have used other devices, and an attention that these do not have.
+    # The run may have used other devices, with an attention that these do not support.
     with config.unlocked():
         config.mesh = dict(data=-1, fsdp=1, tensor=1)
         config.model.attention = "auto"
@@ -164,37 +164,37 @@ def _load_config(workdir):
 
 
 def _resolve_relative_paths(workdir, config):
-    """Makes a path to another workdir relative to this one, where that directory exists.
+    """Resolves the paths of frozen networks relative to the workdir, if those directories exist.
 
-    A workdir that `dit_jax.convert sd` wrote may therefore be moved.
+    A workdir that `dit_jax.convert sd` wrote can therefore be moved.
     """
     for (section, key), _ in FROZEN.values():
-        text = config.get(section, {}).get(key)
-        path = text and workdir / files.to_path(text, f"{section}.{key}")
-        if path and path.is_dir():
-            config[section][key] = str(path)
+        if value := config.get(section, {}).get(key):
+            path = workdir / files.to_path(value, f"{section}.{key}")
+            if path.is_dir():
+                config[section][key] = str(path)
 
 
 def _set_frozen(config, workdir, flag, path, is_used):
-    """Sets the workdir of a frozen network to the path that its flag names, if it is given.
+    """Sets the workdir of a frozen network to `path`, the value of its flag, unless it is None.
 
-    Raises: ValueError if the model does not use such a network, or if it does and none is known.
+    Raises: ValueError if the model does not use the network, or if it needs one without a workdir.
     """
     (section, key), network = FROZEN[flag]
     if path and not is_used:
-        raise UserError(f"{workdir} holds a model without {network}: leave out --{flag}={path}.")
+        raise UserError(f"{workdir} holds a model without {network}. Leave out --{flag}={path}.")
     if path:
         config[section][key] = str(path)
     if is_used and not config[section][key]:
+        digest = config[section][f"{key}_digest"] or "not recorded"
         raise UserError(
-            f"{workdir} holds a model with {network}: give its workdir as --{flag}, with digest "
-            f"{config[section][f'{key}_digest'] or 'not recorded'}; dit_jax.convert writes "
-            "published ones."
+            f"{workdir} holds a model that needs {network} with digest {digest}. Set --{flag} to "
+            "its workdir; dit_jax.convert writes published networks."
         )
 
 
 def _load_model(workdir, config, mesh, step, raw):
-    """Returns (model, parameters on the mesh, step) of a checkpoint."""
+    """Loads a checkpoint; returns (model, its parameters sharded over the mesh, step)."""
     model = models.build(config.model)
     shapes = models.param_shapes(model)
     shapes = sharding.with_shardings(mesh, shapes)
@@ -202,7 +202,7 @@ def _load_model(workdir, config, mesh, step, raw):
 
 
 def _load_guide(config, workdir, step, mesh):
-    """Loads the guide of a model from another workdir, or from another step of the same one."""
+    """Loads a guide, and checks that it fits the model of `config`."""
     guide_config = _load_config(workdir)
     _check_guide(guide_config, config, workdir)
     model, params, step = _load_model(workdir, guide_config, mesh, step, raw=False)
@@ -213,7 +213,7 @@ def _check_guide(guide, config, workdir):
     """Raises ValueError unless the guide has the model's inputs, outputs and process."""
 
     def describe_interface(config):
-        # All that decides what the inputs of a network and its output mean.
+        # The keys on which the meaning of a network's inputs and output depends.
         keys = ["input_size", "in_channels", *conditions.build(config).shared_keys]
         return {
             **{f"model.{key}": config.model[key] for key in keys},
@@ -223,12 +223,12 @@ def _check_guide(guide, config, workdir):
         }
 
     actual, expected = describe_interface(guide), describe_interface(config)
-    digests = [c.text.encoder_digest for c in (guide, config)]
-    if all(digests):  # an empty digest is not known
+    digests = guide.text.encoder_digest, config.text.encoder_digest
+    if all(digests):  # '' is not known
         actual["text.encoder_digest"], expected["text.encoder_digest"] = digests
     if differing := [key for key in expected if actual[key] != expected[key]]:
         lines = [f"  {key}: guide {actual[key]!r}, model {expected[key]!r}" for key in differing]
         raise UserError(
-            f"--guide={workdir} must be a model of the same inputs and outputs; these differ:\n"
-            + "\n".join(lines)
+            f"--guide={workdir} must be a model of the same inputs and outputs, but these keys "
+            "differ:\n" + "\n".join(lines)
         )

@@ -7,7 +7,7 @@ from dit_jax.config import parsers
 from dit_jax.diffusion import samplers
 
 FLAGS = flags.FLAGS
-# Parsers of flags by the type of a setting; a tuple is two floats.
+# Type of a setting -> the parser of its flag. A tuple is two floats.
 PARSERS = {
     str: flags.ArgumentParser(),
     int: flags.IntegerParser(),
@@ -25,22 +25,20 @@ def define_sampling(required: bool = True) -> None:
         "text_encoder", None, "Workdir of the frozen encoder of captions; the run's by default."
     )
     flags.DEFINE_bool("raw", False, "Use the trained parameters instead of their EMA.")
-    cli.define_path("guide", None, "Workdir of a worse model that guides: autoguidance.")
-    flags.DEFINE_integer(
-        "guide_step", None, "Step of --guide's checkpoint, or of an earlier one of --workdir.", 0
-    )
+    cli.define_path("guide", None, "Workdir of a worse model for autoguidance.")
+    guide_help = "Step of the guide. Without --guide, an earlier step of --workdir is the guide."
+    flags.DEFINE_integer("guide_step", None, guide_help, 0)
     cli.define_seed("Image i depends on the model, the seed, i and its condition alone.")
     # One flag for each key of config.sample; None leaves the run's own value.
     for name, setting in samplers.SETTINGS.items():
         users = samplers.find_users(name).items()
         only = "".join(f" With {chooser} {', '.join(names)} only." for chooser, names in users)
-        text = f"{setting.help}{only} By default the run's."
-        # With --NAME and --noNAME.
-        if setting.type is bool:
-            flags.DEFINE_bool(name, None, text)
+        help_text = f"{setting.help}{only} By default the run's."
+        if setting.type is bool:  # defines --noNAME too
+            flags.DEFINE_bool(name, None, help_text)
             continue
         parser = flags.EnumParser(setting.choices) if setting.choices else PARSERS[setting.type]
-        flags.DEFINE(parser, name, None, text)
+        flags.DEFINE(parser, name, None, help_text)
 
 
 def define_conditions() -> None:
@@ -53,13 +51,13 @@ def define_conditions() -> None:
 
 
 def get_conditions() -> dict:
-    """Returns the flags for conditions by name, as `runs.Trained.request` takes them."""
+    """Returns {name: value} of the flags for conditions, for `runs.Trained.make_request`."""
     return {name: FLAGS[name].value for name in conditions.FLAGS}
 
 
 def get_load_arguments() -> dict:
-    """Returns the arguments of `runs.load` from the flags."""
-    # A flag that was not given leaves the run's own value.
+    """Returns the arguments for `runs.load` from the flags."""
+    # A flag that is not set leaves the run's own value.
     names = samplers.SETTINGS
     settings = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     return dict(

@@ -1,6 +1,6 @@
 """Devices and processes: the mesh, the axes that shard each parameter, several processes."""
 
-from dit_jax.sharding.axes import PARAMETER_AXES
+from dit_jax.sharding.axes import DIT_GROWING_KERNELS, find_name
 from dit_jax.sharding.hosts import (
     all_true,
     broadcast_result,
@@ -26,12 +26,13 @@ from dit_jax.sharding.mesh import (
 __all__ = [
     "AXES",
     "BATCH",
-    "PARAMETER_AXES",
+    "DIT_GROWING_KERNELS",
     "all_true",
     "batch_sharding",
     "broadcast_result",
     "broadcast_text",
     "check_batch_size",
+    "find_name",
     "in_every_process",
     "in_first_process",
     "local_mesh",

@@ -1,4 +1,4 @@
-"""Work of several processes of one run: what one does for all, and what all must agree on."""
+"""Coordination of the processes of one run: all of them succeed, or all of them raise."""
 
 import json
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from dit_jax.errors import UserFileError
 
 
 def in_every_process(f: Callable):
-    """Runs f in every process; if one raises, all raise, so that none waits forever.
+    """Returns f() in every process; if one process raises, all raise, so that none waits forever.
 
-    Raises: the process's own error; OSError if only other processes failed.
+    Raises: the error of this process; OSError if only other processes failed.
     """
     result, failure = None, None
     try:
         result = f()
-    except Exception as error:  # whatever it is, the others must not wait for this process
+    except Exception as error:  # of any kind: the other processes must not wait for this one
         failure = error
     if not all_true(failure is None):
         raise failure or UserFileError(
@@ -28,34 +28,34 @@ def in_every_process(f: Callable):
 
 
 def broadcast_result(f: Callable):
-    """Returns f() of the first process, in every process, as JSON keeps it; all raise if f does."""
+    """Returns the first process's f(), a JSON value, in every process; all raise if f raises."""
     result = in_every_process(lambda: f() if jax.process_index() == 0 else None)
     return json.loads(broadcast_text(json.dumps(result)))
 
 
 def all_true(ok: bool) -> bool:
-    """Returns whether ok is true in every process; all processes must call this."""
+    """Returns whether ok is true in every process; all processes must call this function."""
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
 def broadcast_text(text: str) -> str:
-    """Returns the first process's text, in every process; all processes must call this."""
+    """Returns the first process's text in every process; all processes must call this function."""
     if jax.process_count() == 1:
         return text
     encoded = np.frombuffer(text.encode(), np.uint8)
-    # A broadcast needs arrays of the same shape in all processes, so the length goes first.
+    # A broadcast needs arrays of one shape in all processes, so the length is sent first.
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
-    # The other processes only contribute the shape.
-    encoded = encoded if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    if jax.process_index() != 0:
+        encoded = np.zeros(size, np.uint8)  # only its shape counts
     return np.asarray(multihost_utils.broadcast_one_to_all(encoded)).tobytes().decode()
 
 
 def in_first_process(act: Callable[[], None], message: str) -> None:
     """Calls act() in the first process.
 
-    Raises: OSError with the message, in all processes, if act raised one. So none waits for it.
+    Raises: OSError with the message, in all processes, if act raised an OSError.
     """
     problem, failure = "", None
     if jax.process_index() == 0:

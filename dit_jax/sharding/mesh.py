@@ -13,15 +13,15 @@ from dit_jax.sharding import axes
 logger = logging.getLogger("dit_jax")
 
 AXES = ("data", "fsdp", "tensor")
-# The devices along tensor share their rows, so the batch is sharded over the other axes.
+# All devices along the axis tensor hold the same rows, so the other axes shard the batch.
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
 def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of `config.mesh` over the devices, by default all devices.
 
-    One axis may be -1: it takes the devices that are left.
-    Raises: ValueError if the product of the axes is not the number of devices.
+    One axis may be -1: its size follows from the number of devices.
+    Raises: ValueError if the product of the sizes is not the number of devices.
     """
     sizes = [config[axis] for axis in AXES]
     devices = jax.devices() if devices is None else devices
@@ -32,8 +32,8 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     if min(sizes) < 1 or np.prod(sizes) != num_devices:
         shown = ", ".join(f"mesh.{axis}={config[axis]}" for axis in AXES)
         raise UserError(
-            f"{shown} do not multiply to the {num_devices} devices; set at most one of them to -1 "
-            "(the rest of the devices)."
+            f"{shown} do not multiply to the {num_devices} devices. Set one of them to -1, which "
+            "stands for the remaining devices."
         )
     # Auto: under jax.make_mesh's default, Explicit, constraints inside jit may be ignored.
     auto = (AxisType.Auto,) * len(AXES)
@@ -41,15 +41,15 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def local_mesh() -> Mesh:
-    """Returns a mesh of this process's devices over the batch, for work that needs no others."""
+    """Returns a mesh that shards the batch over this process's devices."""
     return make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
 
 
 def pin_batch(x: jax.Array) -> jax.Array:
     """Pins activations x [B, ...]: their rows are sharded over the batch axes of the current mesh.
 
-    The mesh is set by `jax.sharding.use_abstract_mesh` while tracing; without a mesh x is returned
-    as it is. Pinning is needed for correct numbers, not only for speed. Without it, XLA chose the
+    `jax.sharding.use_abstract_mesh` sets the mesh while tracing. Without a mesh x is returned as it
+    is. Pinning is needed for correct numbers, not only for speed. Without it, XLA chose the
     sharding of products that are partial over the tensor axis. Then gradients of the gates, or of
     layers before the blocks, missed some of the partial sums (data=2, fsdp=2, tensor=2, one row of
     a micro-batch per shard; jax 0.10.2).
@@ -72,17 +72,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def with_shardings(mesh: Mesh, tree):
     """Returns the tree of jax.ShapeDtypeStruct with the sharding of every leaf.
 
-    The end of a leaf's path names its sharding, so the tree may hold parameters, EMA or optimizer
-    moments. Other leaves (counters) are replicated. An axis that its mesh axes do not divide stays
+    The tree may hold parameters, their EMA or optimizer moments. Leaves without a row in
+    PARAMETER_AXES, such as counters, are replicated. An axis that its mesh axes do not divide stays
     whole, which is logged.
     """
-    logged = set()  # names: the EMA and the moments would repeat each line
+    logged = set()  # names, because the EMA and the moments would repeat each line
 
     def attach(key_path, leaf):
-        path = "/" + jax.tree_util.keystr(key_path, simple=True, separator="/")
-        name = next((name for name in axes.PARAMETER_AXES if path.endswith(f"/{name}")), None)
+        name = axes.find_name(key_path)
         if name is None and leaf.ndim:
-            logger.warning("no sharding for %s %s: every device holds it", path[1:], leaf.shape)
+            path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+            logger.warning("no sharding for %s %s: every device holds it", path, leaf.shape)
         spec, left_out = _fit(mesh, axes.PARAMETER_AXES[name], leaf.shape) if name else ((), ())
         if left_out and name not in logged:
             logged.add(name)
@@ -97,19 +97,20 @@ def _fit(mesh, spec, shape):
     """Returns the spec with the mesh axes that divide the shape, and the mesh axes left out."""
     fitted, left_out = [], []
     for size, entry in zip(shape, spec, strict=True):
-        kept = []
-        for axis in (entry,) if isinstance(entry, str) else entry or ():
+        candidates = (entry,) if isinstance(entry, str) else entry or ()
+        dividing = []
+        for axis in candidates:
             if size % mesh.shape[axis]:
                 left_out.append(f"{axis}={mesh.shape[axis]}")
             else:
-                kept.append(axis)
-                size //= mesh.shape[axis]  # the next mesh axis must divide what is left
-        fitted.append(tuple(kept) or None)
+                dividing.append(axis)
+                size //= mesh.shape[axis]  # the next mesh axis must divide the quotient
+        fitted.append(tuple(dividing) or None)
     return fitted, left_out
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, grad_accumulation_steps: int = 1) -> None:
-    """Raises ValueError unless every device gets equally many rows of every micro-batch."""
+    """Raises ValueError unless all devices get the same number of rows of each micro-batch."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shards * grad_accumulation_steps
     if grad_accumulation_steps < 1 or batch_size < unit or batch_size % unit:
@@ -120,14 +121,14 @@ def check_batch_size(mesh: Mesh, batch_size: int, grad_accumulation_steps: int =
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Returns the indices of the global batch's rows that this process feeds, sorted."""
+    """Returns the sorted indices of the rows of a global batch that this process feeds."""
     slices = batch_sharding(mesh).devices_indices_map((batch_size,))
     rows = [np.arange(batch_size)[slices[device]] for device in mesh.local_devices]
     return np.unique(np.concatenate(rows))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns global arrays, made from the `local_rows` of each process."""
+    """Makes global arrays on the mesh from the `local_rows` of each process."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
@@ -136,20 +137,20 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def map_groups(mesh: Mesh, f: Callable, x: jax.Array, at_once: int) -> jax.Array:
-    """Returns f(x) for x [B, ...], computed for one group of rows after another to save memory.
+    """Computes f(x) for x [B, ...], one group of rows after another, to save memory.
 
-    All rows stay on their devices. Use it inside jit, with an f that maps each row alone.
+    Use it inside jit, with an f that maps each row alone. All rows stay on their devices.
 
     Args: at_once, the most rows of a group on each device. A group has the largest number of rows
       that divides the device's rows. B must give every device the same number of rows.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = next(n for n in range(at_once, 0, -1) if x.shape[0] // shards % n == 0)
+    group_rows = next(n for n in range(at_once, 0, -1) if x.shape[0] // shards % n == 0)
     # Each group has rows of every shard, so that no row moves to another device.
-    groups = x.reshape(shards, -1, rows, *x.shape[1:]).swapaxes(0, 1)
-    groups = groups.reshape(-1, shards * rows, *x.shape[1:])
-    grouped = NamedSharding(mesh, PartitionSpec(None, *BATCH))
-    groups = jax.lax.with_sharding_constraint(groups, grouped)
+    groups = x.reshape(shards, -1, group_rows, *x.shape[1:]).swapaxes(0, 1)
+    groups = groups.reshape(-1, shards * group_rows, *x.shape[1:])
+    sharding = NamedSharding(mesh, PartitionSpec(None, *BATCH))
+    groups = jax.lax.with_sharding_constraint(groups, sharding)
     y = jax.lax.map(f, groups)
-    y = y.reshape(-1, shards, rows, *y.shape[2:]).swapaxes(0, 1)
+    y = y.reshape(-1, shards, group_rows, *y.shape[2:]).swapaxes(0, 1)
     return y.reshape(-1, *y.shape[3:])

@@ -14,16 +14,16 @@ from dit_jax.errors import UserFileError
 
 logger = logging.getLogger("dit_jax")
 
-MAX_BYTES = 8 * 2**30  # beyond this, the least recently used programs are removed
+MAX_BYTES = 8 * 2**30  # of the cache; JAX removes the least recently used programs
 
 
 def enable() -> None:
     """Enables JAX's persistent compilation cache, unless the user has configured one already.
 
-    Cache entries are machine code that runs without a check. So a directory that other users can
-    write into is not used; a warning is logged instead.
+    Cache entries are machine code that runs without a check. So if other users can write into the
+    directory, it is not used, and a warning is logged.
     """
-    # If a program cannot be stored, on a full disk for example, the next command compiles it again.
+    # If storing a program fails, as on a full disk, the next command compiles the program again.
     ignored = "Error (reading|writing) persistent compilation cache entry"
     warnings.filterwarnings("ignore", message=ignored)
     if jax.config.jax_compilation_cache_dir:
@@ -38,14 +38,15 @@ def enable() -> None:
 
 
 def make_directory() -> pathlib.Path:
-    """Returns the cache directory of this user and this kind of machine; creates it if needed.
+    """Creates the cache directory of this user and this type of processor, and returns it.
 
-    Raises: OSError if it cannot be created, is a link, or others own it or may write there.
+    Raises: OSError if the directory cannot be created or is a link, or if other users own it or may
+      write into it.
     """
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    directory = root / "dit_jax" / f"compiled-{_machine()}"
+    directory = root / "dit_jax" / f"compiled-{_compute_processor_digest()}"
     root.mkdir(parents=True, exist_ok=True)
-    # The parent too: whoever can write there can replace the directory.
+    # The parent is checked too, because whoever can write there can replace the directory.
     for path in (directory.parent, directory):
         if not os.path.lexists(path):
             path.mkdir(mode=0o700)
@@ -53,21 +54,19 @@ def make_directory() -> pathlib.Path:
         shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or shared:
             raise UserFileError(
-                f"{path} belongs to another user, is a link, or others may write there: remove it, "
-                "or set JAX_COMPILATION_CACHE_DIR."
+                f"{path} is a link, belongs to another user, or others may write there. Remove it, "
+                "or set JAX_COMPILATION_CACHE_DIR to another directory."
             )
     return directory
 
 
-def _machine():
-    """Returns a digest of the kind of processor.
-
-    Machines that share a home directory may have different ones, with different machine code.
-    """
-    kind = [platform.machine(), platform.processor()]
+def _compute_processor_digest():
+    """Returns a digest that is the same for processors which run the same machine code."""
+    # Machines that share a home directory may have different processors.
+    description = [platform.machine(), platform.processor()]
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        kind += sorted({line for line in lines if line.startswith(("model name", "flags"))})
+        description += sorted({line for line in lines if line.startswith(("model name", "flags"))})
     except OSError:
         pass  # only Linux has this file
-    return hashlib.sha256(repr(kind).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(description).encode()).hexdigest()[:12]

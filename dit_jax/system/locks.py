@@ -1,7 +1,7 @@
 """Directory locks: only one command at a time writes into a directory.
 
-A lock is a file that is locked with flock. The operating system releases it when the process ends
-in any way, so a dead process never blocks others.
+A lock is a file that is locked with flock. The operating system releases the lock when the process
+ends in any way, so a dead process never blocks other processes.
 """
 
 import contextlib
@@ -26,21 +26,21 @@ from dit_jax.system import files, json_files
 logger = logging.getLogger("dit_jax")
 
 # Errors of file systems without locks.
-UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-MAX_BYTES = 2**20  # read from a lock file, which holds a command line
-RETRY_SECONDS = 1e-3  # between two tries while `is_held` in another process tests the lock
+UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+MAX_BYTES = 2**20  # that are read from a lock file, which contains a command line
+RETRY_SECONDS = 1e-3  # between two tries, while another process tests the lock with `is_held`
 
 
 class Lock:
-    """Held lock of a directory; `check` verifies that it is still valid.
+    """Lock of a directory, which this command holds; `check` verifies that it is still valid.
 
-    The holder may append subdirectories to `watched`. `check` then also verifies that these were
-    not removed or moved, or later writes would recreate them.
+    The holder may append subdirectories to `watched`. Then `check` also verifies that these were
+    not removed or moved. Otherwise later writes would recreate them.
     """
 
     def __init__(self, path: pathlib.Path, file: TextIO | None):
         self.path = path
-        # None: the first process of this command holds the lock, or the file system has no locks.
+        # None if another process of this command holds the lock, or the file system has no locks.
         self._file = file
         self.directory = files.Directory(path.parent)
         self.watched: list[files.Directory] = [self.directory]
@@ -53,13 +53,14 @@ class Lock:
             return
         raise files.LostError(
             f"{self.path} was removed or replaced, so another command may write into "
-            f"{self.path.parent}.\nWhat is saved is kept; see that nothing else runs there."
+            f"{self.path.parent}.\nAll saved work is kept. Make sure that no other command writes "
+            "there."
         )
 
     def check_together(self) -> None:
-        """Calls `check` in all processes together; if it fails in the first one, all raise.
+        """Calls `check` in all processes; if the check in the first process fails, all raise.
 
-        So none waits forever for one that has stopped.
+        Otherwise the other processes would wait forever for the first one.
         """
         problem = ""
         try:
@@ -72,33 +73,32 @@ class Lock:
 
 @contextlib.contextmanager
 def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
-    """Holds a lock file while the context is entered.
+    """Context manager that holds a lock file; only the first process of a command takes the lock.
 
-    The first process holds it for all processes of the command. The directory of the lock file is
-    created if needed. It may contain only files and directories; links and pipes are refused. On a
-    file system without locks, a warning is logged and the command continues.
+    The directory of the lock file is created if needed. On a file system without locks, a warning
+    is logged and the command continues.
 
     Args:
       path: the lock file, in the directory to lock.
       wait: whether to wait until another command releases the lock, instead of raising.
-    Raises: in all processes, OSError that names the command which holds the lock, or a link or
-      pipe in the directory; files.LostError in place of an OSError inside the context if the
+    Raises: in all processes, OSError if another command holds the lock, or if the directory
+      contains a link or pipe; files.LostError in place of an OSError inside the context if the
       directory is gone.
     """
-    opened = []
+    lock_files = []  # stays empty in all processes but the first
 
     def take():
-        opened.append(_take(path, wait))
+        lock_files.append(_take(path, wait))
         try:
             # The command may write to any name in the directory, so no name may be a link or pipe.
             files.check_tree(path.parent, links=False)
         except OSError:
-            _release(path, opened[0])
+            _release(path, lock_files[0])
             raise
 
     # If the first process fails, all must raise, or the others would wait for it forever.
     sharding.in_first_process(take, f"cannot write into {path.parent}")
-    file = opened[0] if opened else None
+    file = lock_files[0] if lock_files else None
     lock = Lock(path, file)
     try:
         with lock.directory:
@@ -110,8 +110,8 @@ def hold(path: pathlib.Path, wait: bool = False) -> Iterator[Lock]:
 def _release(path, file):
     """Removes and unlocks the lock file; does nothing for None."""
     if file is not None:
-        # Removed before it is unlocked: a process that has it open already then finds in _take that
-        # its file is no longer at the path, and starts again.
+        # Removed before it is unlocked. Another process may have opened this file already: `_take`
+        # there notices that the file is no longer at the path, and opens the new one.
         if files.is_at(file, path):
             path.unlink()
         file.close()
@@ -123,7 +123,7 @@ def _take(path, wait):
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserFileError(
-            f"{path.parent} is, or lies in, a file: choose another directory."
+            f"{path.parent} is a file, or is inside a file: choose another directory."
         ) from None
     while True:
         file = files.open_to_write(path, "a+")
@@ -131,25 +131,25 @@ def _take(path, wait):
             if not _try_lock(file):
                 if not wait:
                     raise UserFileError(
-                        f"{_describe_holder(path)} writes into it.\nWait for it to end, or stop "
-                        "it; its lock ends with it. Or choose another directory."
+                        f"{_describe_holder(path)} writes into it.\nWait until that command ends, "
+                        "stop it, or choose another directory."
                     )
                 logger.warning("waiting for another command: %s", _describe_holder(path))
                 fcntl.flock(file, fcntl.LOCK_EX)
         except BaseException as error:
             file.close()
-            if isinstance(error, OSError) and error.errno in UNSUPPORTED:
+            if isinstance(error, OSError) and error.errno in UNSUPPORTED_ERRNOS:
                 logger.warning(
-                    "%s cannot be locked (%s): see that no other command writes there.",
+                    "%s cannot be locked (%s): make sure that no other command writes there.",
                     path.parent,
                     error.strerror,
                 )
                 return None
             raise
-        # Otherwise the previous holder has just removed this file: lock the new one.
+        # If not, the previous holder has just removed this file: lock a new one.
         if files.is_at(file, path):
             file.truncate(0)
-            file.write(json.dumps(_this_command()))
+            file.write(json.dumps(_describe_this_command()))
             file.flush()
             return file
         file.close()
@@ -157,20 +157,20 @@ def _take(path, wait):
 
 def _try_lock(file):
     """Tries to lock a file exclusively; returns False if another command holds it."""
-    while not _try(file, fcntl.LOCK_EX):
-        if not _try(file, fcntl.LOCK_SH):
+    while not _try_flock(file, fcntl.LOCK_EX):
+        if not _try_flock(file, fcntl.LOCK_SH):
             return False
-        # A shared lock was possible, so nobody holds the lock: `is_held` in another process tests
-        # it for a moment, or its holder has just ended. Try again.
+        # A shared lock was possible, so no command holds the lock. Either `is_held` in another
+        # process tests the lock for a moment, or the holder has just ended.
         fcntl.flock(file, fcntl.LOCK_UN)
         time.sleep(RETRY_SECONDS)
     return True
 
 
-def _try(file, kind):
+def _try_flock(file, operation):
     """Calls flock without waiting; returns whether it succeeded."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -179,17 +179,17 @@ def _try(file, kind):
 def is_held(path: pathlib.Path) -> bool:
     """Returns whether a process holds the lock file.
 
-    It takes a shared lock for a moment, for which `hold` waits.
+    The test takes a shared lock for a moment. Meanwhile `hold` in another process waits.
     """
     try:
         with files.open_to_write(path, "r+", create=False) as file:
-            return not _try(file, fcntl.LOCK_SH)
+            return not _try_flock(file, fcntl.LOCK_SH)
     except OSError:  # no such file, or a file system without locks
         return False
 
 
-def _this_command():
-    """Returns what is written to the lock file: this command, for the error of another one."""
+def _describe_this_command():
+    """Returns the contents of the lock file, which the errors of other commands show."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -199,10 +199,10 @@ def _this_command():
 
 
 def _describe_holder(path):
-    """Returns the command that wrote the lock file, in words, for messages."""
+    """Returns a description of the command that wrote the lock file, for messages."""
     try:
         holder = json_files.parse_json(json_files.read_bytes(path, MAX_BYTES), "", "")
         pid, host, since, command = (holder[k] for k in ("pid", "host", "since", "command"))
         return f"process {pid} on {host}, since {since}, {command!r},"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another command"  # it has not written the file yet, or has just ended
+        return "another command"  # it has not written the lock file yet, or has just ended

@@ -1,7 +1,7 @@
 """Schemas of JSON objects: the expected keys, and a check for the value of each key.
 
 JSON files may be damaged on disk or written by strangers. So a reader checks every object with a
-schema before other code uses its values. It skips or refuses an object with wrong values.
+schema, and skips or refuses an object with wrong values, before other code uses the values.
 """
 
 import sys
@@ -22,8 +22,8 @@ def is_bool(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Returns whether a value is a finite number in the range of a float; bools are no numbers."""
-    # NaN fails the comparison too.
+    """Returns whether a value is a finite int or float in a float's range, and not a bool."""
+    # The comparison is False for NaN.
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
@@ -38,7 +38,7 @@ def is_count(value: object) -> bool:
 
 
 def is_scalar(value: object) -> bool:
-    """Returns whether a value is None, a bool, a string or a number; NaN and infinity pass too."""
+    """Returns whether a value is None, a bool, a string, a float or an int in a float's range."""
     return value is None or isinstance(value, bool | str | float) or is_number(value)
 
 
@@ -48,7 +48,7 @@ def is_setting(value: object) -> bool:
 
 
 def is_value(value: object) -> bool:
-    """Returns whether a value is a setting, or an object whose values all pass `is_value`."""
+    """Returns whether a value is a setting, or an object of values at any depth."""
     return all(map(is_value, value.values())) if isinstance(value, dict) else is_setting(value)
 
 
@@ -58,28 +58,30 @@ def optional(check: Check) -> Check:
 
 
 def list_of(check: Check) -> Check:
-    """Returns a check for lists whose values all pass; empty lists pass."""
+    """Returns a check for lists whose values all pass `check`; empty lists pass too."""
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
 def object_of(
-    schema: Schema, optional_keys: Collection[str] = (), others: Check = is_value
+    schema: Schema, optional_keys: Collection[str] = (), check_unknown: Check = is_value
 ) -> Check:
-    """Returns a check for objects; `others` checks the values of keys outside the schema."""
+    """Returns a check for objects; `check_unknown` checks the values of keys outside the schema."""
 
     def check(value):
         if not isinstance(value, dict):
             return False
-        whole = {**dict.fromkeys(value, others), **schema}
-        return not invalid_keys(value, whole, optional_keys)
+        full_schema = {**dict.fromkeys(value, check_unknown), **schema}
+        return not list_invalid_keys(value, full_schema, optional_keys)
 
     return check
 
 
-def invalid_keys(value: Mapping, schema: Schema, optional_keys: Collection[str] = ()) -> list[str]:
-    """Returns the keys of a schema that have a wrong value, or are missing and not optional."""
-    return [
-        key
-        for key, check in schema.items()
-        if not (key in optional_keys if key not in value else check(value[key]))
-    ]
+def list_invalid_keys(
+    value: Mapping, schema: Schema, optional_keys: Collection[str] = ()
+) -> list[str]:
+    """Lists the keys of a schema that have a wrong value, or are missing and not optional."""
+
+    def is_valid(key, check):
+        return check(value[key]) if key in value else key in optional_keys
+
+    return [key for key, check in schema.items() if not is_valid(key, check)]

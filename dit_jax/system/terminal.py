@@ -1,7 +1,7 @@
 """Safe terminal and log output: control characters are escaped, and a closed pipe is no error.
 
-Names of files, tensors and archives may contain escape sequences that move the cursor, rename the
-window or hide text. All output of a command passes through `escape`.
+Names of files, tensors and archives may contain escape sequences. These can move the cursor, rename
+the window or hide text. All output of a command passes through `escape`.
 """
 
 import errno
@@ -15,8 +15,8 @@ from typing import TextIO
 
 from dit_jax.system import files
 
-# What a progress bar writes to redraw itself: a return to the start of the line, or one line up.
-BAR = re.compile(r"\r|\x1b\[A")
+# Controls with which a progress bar redraws itself: go to the start of the line, or one line up.
+BAR_CONTROLS = re.compile(r"\r|\x1b\[A")
 
 
 def escape(text: str) -> str:
@@ -25,16 +25,16 @@ def escape(text: str) -> str:
 
 
 class Stream:
-    """Wrapper of standard output or error that escapes text and survives a closed reader.
+    """Wrapper of standard output or error that escapes text, and drops output without a reader.
 
     If the reader is gone, as after `| head -1`, the command continues and its output is dropped.
     Characters that the terminal's encoding lacks are written as escapes.
 
-    Args: bars, whether the control characters of progress bars are written as they are.
+    Args: allow_bars, whether the control characters of progress bars are not escaped.
     """
 
-    def __init__(self, stream: TextIO, bars: bool = False):
-        self._stream, self._bars = stream, bars
+    def __init__(self, stream: TextIO, allow_bars: bool = False):
+        self._stream, self._allow_bars = stream, allow_bars
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -44,30 +44,30 @@ class Stream:
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream.   Raises: OSError, once, for a full disk; then output is dropped."""
+        """Flushes the stream.   Raises: OSError for a full disk, only once."""
         self._try(self._stream.flush)
 
-    def _try(self, act, *arguments):
-        """Calls act(*arguments); after an OSError drops all later output."""
+    def _try(self, function, *arguments):
+        """Calls function(*arguments); after an OSError drops all later output."""
         try:
-            act(*arguments)
+            function(*arguments)
         except OSError as error:
-            # Later output goes to /dev/null, on the level of file descriptors: at exit Python
-            # flushes the stream and would fail again.
-            nowhere = _open_nowhere()
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            # The file descriptor itself is replaced, because Python flushes the stream at exit and
+            # would fail again.
+            null = _open_null()
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
             error.filename = error.filename or self._stream.name
             if error.errno != errno.EPIPE:  # EPIPE: the reader is gone
                 raise
 
     def _escape(self, text):
-        """Returns the escaped text; with `bars`, matches of BAR stay as they are."""
-        if not self._bars:
+        """Returns the escaped text; with `allow_bars`, BAR_CONTROLS stay as they are."""
+        if not self._allow_bars:
             return escape(text)
-        parts = BAR.split(text)
+        parts, controls = BAR_CONTROLS.split(text), [*BAR_CONTROLS.findall(text), ""]
         return "".join(
-            escape(part) + bar for part, bar in zip(parts, [*BAR.findall(text), ""], strict=True)
+            escape(part) + control for part, control in zip(parts, controls, strict=True)
         )
 
     def __getattr__(self, name):
@@ -83,21 +83,21 @@ class Formatter(logging.Formatter):
 
 
 def open_streams() -> None:
-    """Replaces standard output and error with `Stream`s; a closed one is replaced with /dev/null.
+    """Replaces standard output and error with `Stream`s, or with /dev/null if they are closed.
 
     Only commands call this. A library must not replace the streams of its caller.
     """
     # sys.stdout is None if the descriptor was closed when Python started.
-    sys.stdout = Stream(sys.stdout or os.fdopen(_open_nowhere(), "w"))
-    sys.stderr = Stream(sys.stderr or os.fdopen(_open_nowhere(), "w"), bars=True)
+    sys.stdout = Stream(sys.stdout or os.fdopen(_open_null(), "w"))
+    sys.stderr = Stream(sys.stderr or os.fdopen(_open_null(), "w"), allow_bars=True)
 
 
-def command_line(words: Sequence[str]) -> str:
-    """Returns a command as one line for a shell, quoted, in printable characters."""
+def format_command(words: Sequence[str]) -> str:
+    """Returns a command as a line for a shell, quoted, in printable characters."""
     return " ".join(map(_quote, words))
 
 
-def _open_nowhere():
+def _open_null():
     """Returns a file descriptor of /dev/null, open for writing."""
     return os.open(os.devnull, os.O_WRONLY)
 
@@ -106,8 +106,8 @@ def _quote(word):
     """Returns a word quoted for a shell."""
     if files.printable(word) == word:
         return shlex.quote(word)
-    # Bash and zsh understand escapes in $'...'. Escaping single bytes keeps file names exact that
-    # are not valid UTF-8.
+    # Bash and zsh understand escapes in $'...'. Each byte is escaped, so that a file name that is
+    # not valid UTF-8 stays exact.
     quoted = "".join(
         chr(byte) if 32 <= byte < 127 and chr(byte) not in "'\\" else f"\\x{byte:02x}"
         for byte in os.fsencode(word)

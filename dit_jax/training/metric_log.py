@@ -1,4 +1,4 @@
-"""The scalars of a run: checked, averaged, shown, and written as JSON lines and to TensorBoard."""
+"""The log of a run's scalars: checks them, averages them, shows them and writes them to files."""
 
 import collections
 import contextlib
@@ -27,16 +27,15 @@ from dit_jax.workdirs import metric_lines
 
 logger = logging.getLogger("dit_jax")
 
-# Steps that the host may be ahead of the devices: enough to keep them busy, few enough for the
-# waiting batches to fit in memory.
+# The host may be this many steps ahead of the devices. More batches might not fit in memory.
 MAX_STEPS_AHEAD = 8
 
 
 class MetricWriter:
     """Writes `metrics.jsonl` and `tensorboard/` in the workdir, from the first process only.
 
-    A run that resumes at `first_step` first drops later values, which an earlier, killed run wrote.
-    If one of the two is removed or replaced meanwhile, the next values go to a new one.
+    A run that resumes at `first_step` drops the values of later steps, which a killed run wrote. If
+    `metrics.jsonl` or `tensorboard/` is removed or replaced, the next values go to a new one.
     Raises: OSError, from any method, if a write fails; `files.LostError` if the workdir was moved,
       even if another directory has its name now.
     """
@@ -46,28 +45,27 @@ class MetricWriter:
         self._workdir = workdir
         if not self._active:
             return
-        with self._errors():
-            self._home = files.Directory(workdir)
+        with self._explain_errors():
+            self._workdir_handle = files.Directory(workdir)
             path = self._path = workdir / "metrics.jsonl"
-            # Lines up to first_step are kept; a file without other lines is not rewritten.
+            # The file is rewritten only if it has lines that are damaged or after first_step.
             if path.exists():
                 lines = metric_lines.read_lines(path)
                 earlier = (line for line in lines if line["step"] <= first_step)
                 text = "".join(json.dumps(line) + "\n" for line in earlier)
-                contents = text.encode()
-                if path.stat().st_size != len(contents) or contents != path.read_bytes():
+                if path.read_bytes() != text.encode():
                     files.replace_text(path, text)
             self._open()
-            # Makes TensorBoard drop what was beyond first_step too.
-            self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
+            # TensorBoard then drops its values after first_step too.
+            self._write_event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _open(self):
         self._file = self._path.open("a")
         directory = self._workdir / "tensorboard"
         directory.mkdir(exist_ok=True)
         self._directory = files.Directory(directory)
-        # tensorboardX's SummaryWriter writes in a thread. If a full disk ends that thread, the run
-        # hangs at the next value.
+        # tensorboardX's SummaryWriter writes in a thread. If a full disk ended that thread, the run
+        # would hang at the next value.
         self._events = EventsWriter(str(directory / "events"))
 
     def _open_again_if_lost(self):
@@ -75,8 +73,8 @@ class MetricWriter:
 
         Raises: files.LostError if the workdir was moved.
         """
-        # First, because Orbax makes a new directory of the old name when it ends a checkpoint.
-        self._home.check()
+        # The workdir comes first: Orbax recreates a moved workdir when it completes a checkpoint.
+        self._workdir_handle.check()
         if not files.is_at(self._file, self._path):
             lost = self._path
         elif not self._directory.is_there():
@@ -86,14 +84,14 @@ class MetricWriter:
         self._file.close()
         self._events.close()
         self._open()
-        logger.warning("%s was removed or replaced: what follows is in a new one", lost)
+        logger.warning("%s was removed or replaced: the next values go to a new one", lost)
 
     @contextlib.contextmanager
-    def _errors(self):
-        """Makes an OSError name the workdir and what to do."""
+    def _explain_errors(self):
+        """Raises an OSError of the context with the workdir and the way out in its message."""
         try:
             yield
-        except files.LostError:  # says what to do already
+        except files.LostError:  # its message has the way out
             raise
         except OSError as error:
             raise UserFileError(
@@ -101,26 +99,26 @@ class MetricWriter:
                 "Free space or give permission there, then run the same command."
             ) from error
 
-    def _event(self, step, **content):
+    def _write_event(self, step, **content):
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
         self._events.flush()  # a killed run keeps its points
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes a JSON line {'step': step, **values}, and a TensorBoard scalar for each value.
 
-        All processes must call this; if the first cannot write, all of them raise.
+        All processes must call this method. If the first cannot write, all of them raise.
         """
         sharding.in_every_process(functools.partial(self._write_scalars, step, values))
 
     def _write_scalars(self, step, values):
         if not self._active:
             return
-        with self._errors():
+        with self._explain_errors():
             self._open_again_if_lost()
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
             scalars = [Summary.Value(tag=name, simple_value=v) for name, v in values.items()]
-            self._event(step, summary=Summary(value=scalars))
+            self._write_event(step, summary=Summary(value=scalars))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes image [H, W, 3] uint8 to `<name>/<step>.png` in the workdir, and to TensorBoard.
@@ -138,16 +136,16 @@ class MetricWriter:
         encoded = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=png.getvalue()
         )
-        with self._errors():
+        with self._explain_errors():
             self._open_again_if_lost()
             path = self._workdir / name / f"{step}.png"
             path.parent.mkdir(exist_ok=True)
             files.replace(path, lambda file: file.write(png.getvalue()))
-            self._event(step, summary=Summary(value=[Summary.Value(tag=name, image=encoded)]))
+            self._write_event(step, summary=Summary(value=[Summary.Value(tag=name, image=encoded)]))
 
     def close(self) -> None:
         if self._active:
-            with self._errors():
+            with self._explain_errors():
                 self._file.close()
                 self._events.close()
 
@@ -158,15 +156,15 @@ class MetricWriter:
         try:
             self.close()
         except OSError:
-            if kind is None:  # otherwise the first error says more
+            if kind is None:  # an earlier error says more
                 raise
 
 
 class Progress:
-    """The scalars of finished steps: fetched without making the devices wait, averaged, shown.
+    """The scalars of finished steps, which the host fetches without making the devices wait.
 
-    They are shown by a progress bar on a terminal, elsewhere by one log line per report.
-    Args: window, the result of `window` before the run stopped at `first_step`.
+    A terminal shows a progress bar; other outputs get one log line per report.
+    Args: window, from the method `window` of the run that stopped at `first_step`.
     """
 
     def __init__(
@@ -179,7 +177,7 @@ class Progress:
         window = window or {"steps": 0, "sums": {}}
         self._num_steps, self._sums = window["steps"], dict(window["sums"])
         self._finite = {}  # scalars of the last finite step
-        # Start of the timed steps since the last report; None until the first step has compiled.
+        # Start and count of the timed steps since the last report; None until the first step.
         self._clock = self._timed_steps = None
         self._bar = tqdm(
             total=total_steps,
@@ -198,9 +196,10 @@ class Progress:
         self._bar.close()
 
     def append(self, scalars: dict[str, jax.Array]) -> None:
-        """Takes the scalars of the next step, which the devices may still be computing.
+        """Adds the scalars of the next step, which the devices may still be computing.
 
-        Raises: FloatingPointError if a step was not finite, at most MAX_STEPS_AHEAD steps later.
+        Raises: FloatingPointError for a step that is not finite, at most MAX_STEPS_AHEAD steps
+          later.
         """
         self._step += 1
         self._pending.append(scalars)
@@ -210,22 +209,15 @@ class Progress:
             self._bar.unpause()
         else:
             self._timed_steps += 1
-        self._check_all_but(MAX_STEPS_AHEAD)  # so the host waits for older steps only
+        self.check(max_pending=MAX_STEPS_AHEAD)
         self._bar.update()
 
-    def check(self) -> None:
-        """Waits for all steps so far.
+    def check(self, max_pending: int = 0) -> None:
+        """Waits for all steps except the newest `max_pending`, and adds their scalars to the sums.
 
         Raises: FloatingPointError at the first step that is not finite.
         """
-        self._check_all_but(0)
-
-    def _check_all_but(self, newest):
-        """Waits for all steps but the `newest`, and adds their scalars to the sums.
-
-        Raises: FloatingPointError at the first step that is not finite.
-        """
-        while len(self._pending) > newest:
+        while len(self._pending) > max_pending:
             step = self._step - len(self._pending) + 1
             scalars = jax.device_get(self._pending.popleft())
             values = {name: float(value) for name, value in scalars.items()}
@@ -239,40 +231,38 @@ class Progress:
                 )
             self._finite = values
             self._num_steps += 1
+            # A new dictionary, because a checkpoint may still be writing the old one.
             self._sums = {name: self._sums.get(name, 0.0) + v for name, v in values.items()}
 
     def window(self) -> dict:
-        """Returns the count and sums of the finished steps since the last report, as JSON.
-
-        They are the same in every process.
-        """
+        """Returns the count and sums of the finished steps since the last report, as JSON."""
         return {"steps": self._num_steps, "sums": self._sums}
 
     def report(self) -> dict[str, float]:
-        """Returns the means over the steps since the last report, and img_per_s; shows them."""
+        """Shows and returns the means over the steps since the last report, and img_per_s."""
         self.check()
         now = time.monotonic()
         means = {name: total / self._num_steps for name, total in self._sums.items()}
         rate = self._timed_steps / max(now - self._clock, 1e-9)
-        if self._timed_steps:  # not if the first step, which compiles, was the only one
+        if self._timed_steps:  # 0 if the only step was the first, which is not timed
             means["img_per_s"] = rate * self._batch_size
         self._num_steps, self._sums = 0, {}
         self._clock, self._timed_steps = now, 0
         shown = f"loss {means['loss']:.4f}  {means.get('img_per_s', 0):.0f} img/s"
         self._bar.set_postfix_str(shown)
         if self._bar.disable:  # no bar is shown
-            left = (self._total_steps - self._step) / rate if rate else 0
+            seconds_left = (self._total_steps - self._step) / rate if rate else 0
             steps = f"step {self._step}/{self._total_steps}"
-            logger.info("%s  %s  %s left", steps, shown, tqdm.format_interval(left))
+            logger.info("%s  %s  %s left", steps, shown, tqdm.format_interval(seconds_left))
         return means
 
     @contextlib.contextmanager
     def paused(self):
-        """Checks the steps so far; the time spent inside does not count as training time."""
+        """Checks all steps so far; time spent in the context is not training time."""
         self.check()
         began = time.monotonic()
         yield
-        self._clock += time.monotonic() - began  # as if the training steps had begun later
+        self._clock += time.monotonic() - began
         self._bar.unpause()
 
 

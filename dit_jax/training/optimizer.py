@@ -3,21 +3,12 @@
 import jax
 import optax
 
+from dit_jax import sharding
 from dit_jax.config import keys
 from dit_jax.errors import UserError, check_choice
 
-# Parameters whose input does not grow with the model's width: it is the pixels of a patch, the
-# sinusoids of the time, or the outputs of the captions' encoder. An encoder that is trained along
-# has a width of its own.
-WIDTH_INDEPENDENT_INPUT = (
-    "x_embedder/",
-    "t_embedder/mlp_0/",
-    "context_embedder/",
-    "pooled_embedder/",
-    "text_encoder/",
-)
-
-SCHEDULES = {  # after the warm-up: (peak, steps) -> schedule
+# The learning rate after the warm-up, by name: (peak rate, steps) -> schedule.
+SCHEDULES = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "cosine": optax.cosine_decay_schedule,
 }
@@ -27,15 +18,15 @@ def _make_adamw(config, rate):
     # A parameter whose gradient has always been 0 would be divided by 0.
     if not config.eps:
         raise UserError(
-            "optim.eps=0 makes NaN of what has no gradient at first, as all behind the zeros of "
-            "adaLN-Zero; take 1e-8."
+            "optim.eps=0 gives NaN for parameters without a gradient, which adaLN-Zero has at "
+            "first. Set it to 1e-8."
         )
     return optax.adamw(
         rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
     )
 
 
-OPTIMIZERS = {"adamw": _make_adamw}  # (config.optim, schedule) -> optax transformation
+OPTIMIZERS = {"adamw": _make_adamw}  # (config.optim, schedule) -> GradientTransformation
 
 
 def schedule(config, total_steps: int) -> optax.Schedule:
@@ -48,7 +39,7 @@ def schedule(config, total_steps: int) -> optax.Schedule:
     warmup = config.warmup_steps
     if not 0 <= warmup < total_steps:
         raise UserError(
-            f"optim.warmup_steps={warmup} must lie in 0..{total_steps - 1}: the warm-up must end "
+            f"optim.warmup_steps={warmup} must be in 0..{total_steps - 1}: the warm-up must end "
             f"before {total_steps=}. Set it lower."
         )
     after = SCHEDULES[config.schedule](config.learning_rate, total_steps - warmup)
@@ -72,14 +63,14 @@ def make_optimizer(
     if config.learning_rate * config.weight_decay >= 1:
         raise UserError(
             f"optim.learning_rate={config.learning_rate} times optim.weight_decay="
-            f"{config.weight_decay} must be below 1: it is the share of every parameter that a "
-            "step takes away."
+            f"{config.weight_decay} must be below 1: a step removes this share of every "
+            "parameter. Set one of them lower."
         )
     base_width = config.mup_base_width
     if base_width and hidden_size is None:
         raise UserError(
-            f"optim.mup_base_width={base_width} scales learning rates by model.hidden_size, which "
-            "this model has not; set it to 0."
+            f"optim.mup_base_width={base_width} scales learning rates by model.hidden_size, a key "
+            "that this model lacks. Set mup_base_width to 0."
         )
     tx = OPTIMIZERS[config.name](config, schedule(config, total_steps))
     # Before the optimizer, whose moments then see the clipped gradients.
@@ -89,32 +80,28 @@ def make_optimizer(
 
 
 def width_factors(params, factor: float):
-    """Returns the factor of each leaf's learning rate: `factor` if the fan-in grows with the width.
+    """Returns a tree of factors for the learning rates of the parameters.
 
-    The fan-in of every kernel does, in all blocks, except in WIDTH_INDEPENDENT_INPUT. Embeddings
-    have a row for each class and do not sum over their inputs. Biases and norms have no fan-in. All
-    these have factor 1.
+    The factor is `factor` for `sharding.DIT_GROWING_KERNELS`, and 1 for all other parameters.
     Source: Yang et al. 2022, arXiv 2203.03466, table 3, Adam.
 
-    The rest of muP holds nearly without changes. Scores are divided by the root of the head size,
-    not by the head size. This makes no difference if wider models have more heads of the same size.
-    Xavier's variances go as 1 / fan-in. There are two exceptions: x_embedder's variance also goes
-    as 1 / width, and t_embedder's is fixed.
+    The other rules of muP hold nearly without changes. Attention scores are divided by the root of
+    the head size, not by the head size. This makes no difference if wider models have more heads of
+    the same size. Xavier's variances go as 1 / fan-in. There are two exceptions: x_embedder's
+    variance also goes as 1 / width, and t_embedder's variance is fixed.
     """
 
     def get_factor(key_path, _):
-        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        return (
-            factor
-            if path.endswith("/kernel") and not path.startswith(WIDTH_INDEPENDENT_INPUT)
-            else 1.0
-        )
+        return factor if sharding.find_name(key_path) in sharding.DIT_GROWING_KERNELS else 1.0
 
     return jax.tree_util.tree_map_with_path(get_factor, params)
 
 
 def _scale_by_width(tx, factor):
-    """Returns tx with its updates, and weight decay, times `width_factors`; the state is tx's."""
+    """Multiplies the updates of tx, weight decay included, by `width_factors`.
+
+    The optimizer state stays that of tx.
+    """
 
     def update(grads, state, params):
         updates, state = tx.update(grads, state, params)
@@ -124,8 +111,5 @@ def _scale_by_width(tx, factor):
 
 
 def update_ema(ema_params, params, decay: float):
-    """Returns decay * ema + (1 - decay) * params; for use after each step.
-
-    The average begins at the initial weights.
-    """
+    """Returns decay * ema + (1 - decay) * params."""
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema_params, params)

@@ -1,4 +1,4 @@
-"""A profiler trace of some of the steps of a run."""
+"""A profiler trace of a few training steps."""
 
 import logging
 import pathlib
@@ -14,7 +14,8 @@ logger = logging.getLogger("dit_jax")
 class Profiler:
     """Traces `config.profile_num_steps` steps to DIR/profile, from `config.profile_start_step` on.
 
-    A context manager: an error ends the trace. Only steps that are still to come can be traced.
+    It is a context manager, so that an error ends the trace. A resumed run cannot trace steps that
+    are done.
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict, first_step: int):
@@ -26,13 +27,13 @@ class Profiler:
             logger.warning("step %d is done, so it is not profiled", self._start)
 
     def before_step(self, step: int) -> None:
-        """Begins the trace if this is its first step."""
+        """Begins the trace if `step` is its first step."""
         if step == self._start:
             jax.profiler.start_trace(self._directory)
             self._is_tracing = True
 
     def after_step(self, step: int, progress: metric_log.Progress) -> None:
-        """Ends the trace if this was its last step."""
+        """Ends the trace if `step` was its last step."""
         if self._is_tracing and step == self._end:
             # Pausing waits for the steps, so the trace is complete.
             with progress.paused():

@@ -1,4 +1,4 @@
-"""The pure steps of training and evaluation, and the program that a config determines."""
+"""The steps of training and evaluation, pure functions, and the program of a config."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ from dit_jax import models, sharding, workdirs
 from dit_jax.config import keys
 from dit_jax.data import loader, sources
 from dit_jax.errors import UserError
-from dit_jax.training import frozen_networks, optimizer, tasks
+from dit_jax.training import optimizer, tasks
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes; `step` counts finished optimizer steps."""
+    """The values that a training step changes."""
 
-    step: jax.Array  # [] int32
+    step: jax.Array  # [] int32, the number of finished optimizer steps
     params: dict  # f32
     ema_params: dict  # f32
     opt_state: optax.OptState
@@ -31,14 +31,18 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """All that a config determines before data are read or arrays are made."""
+    """The objects that a config determines before data are read or arrays are made."""
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
-    model: nn.Module
-    task: tasks.Denoising | tasks.Autoencoding
+    task: tasks.Task
     tx: optax.GradientTransformation
     state: TrainState  # a tree of jax.ShapeDtypeStruct with shardings
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is trained."""
+        return self.task.model
 
     @property
     def shardings(self) -> TrainState:
@@ -47,48 +51,46 @@ class Program:
 
 
 def make_program(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
-    """Builds and checks everything of a config that needs no data.
+    """Builds the program of a config, after checking the config as far as that needs no data.
 
     Args: devices, by default all.
-    Raises: ValueError for values that do not fit together, or not the devices.
+    Raises: ValueError for values that fit neither each other nor the devices.
     """
     _check_keys(config)
     keys.check(config)
     if config.profile_start_step >= config.total_steps:
         raise UserError(
             f"profile_start_step={config.profile_start_step} must be below "
-            f"total_steps={config.total_steps}; 0 is no profile."
+            f"total_steps={config.total_steps}. Set it to 0 for no profile."
         )
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.batch_size, config.grad_accumulation_steps)
-    model = models.build(config.model)
-    task = tasks.build(config, model, mesh)
+    task = tasks.choose(config).build(config, mesh)
     hidden_size = config.model.get("hidden_size")
     tx = optimizer.make_optimizer(config.optim, config.total_steps, hidden_size)
     # Only shapes: `initial_state.new_state` makes the arrays, sharded from the start.
-    shapes = jax.eval_shape(functools.partial(begin, tx), models.param_shapes(model))
+    shapes = jax.eval_shape(functools.partial(init_state, task, tx), jax.random.key(0), {})
     state = sharding.with_shardings(mesh, shapes)
-    return Program(config, mesh, model, task, tx, state)
+    return Program(config, mesh, task, tx, state)
 
 
 def _check_keys(config):
-    """Raises ValueError unless the config has exactly the keys of a run.
-
-    A key that nothing reads would change nothing, so it is refused.
-    """
+    """Raises ValueError unless the config has exactly the keys of configs/default.py."""
+    # An unknown key would have no effect, so it is an error.
     try:
         workdirs.check_types(config.to_dict())
     except ValueError as error:
-        raise UserError(f"the config has other keys than configs/default.py: {error}") from None
+        raise UserError(f"the keys are not those of configs/default.py: {error}") from None
 
 
-def init_state(model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """Returns the state before the first step; the EMA begins at the initial parameters."""
-    return begin(tx, models.init_params(model, key))
+def init_state(
+    task: tasks.Task, tx: optax.GradientTransformation, key: jax.Array, trained: dict
+) -> TrainState:
+    """Returns the state before the first step; the EMA begins at the initial parameters.
 
-
-def begin(tx, params):
-    """Returns the state before the first step of a run that begins with these parameters."""
+    Args: trained, top-level groups of parameters that replace the task's initial ones.
+    """
+    params = task.init_params(key) | trained
     return TrainState(jnp.zeros((), jnp.int32), params, params, tx.init(params))
 
 
@@ -96,26 +98,25 @@ def train_step(
     state: TrainState,
     batch: dict,
     key: jax.Array,
-    frozen: frozen_networks.Frozen,
+    frozen: tasks.Frozen,
     *,
     program: Program,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step on a global batch.
 
     Args:
-      batch: arrays [B, ...] as `data` yields them: 'image' or 'moments', with 'label' or captions;
-        or 'record' alone, numbers of records on the devices.
+      batch: arrays [B, ...] from `data.loader`: 'image' or 'moments', with 'label' or captions; or
+        only 'record', the indices of records on the devices.
       key: of the run; the step's key is folded from it.
-      frozen: from `frozen_networks.load`.
-    Returns: the next state, and the scalars loss, its parts, grad_norm, param_norm and
-      learning_rate.
+      frozen: from `Task.load_frozen`.
+    Returns: the next state; the scalars loss, its parts, grad_norm, param_norm and learning_rate.
     """
     config, task = program.config, program.task
     # All randomness is drawn here, before the batch is split for accumulation.
-    examples = task.examples(batch, jax.random.fold_in(key, state.step), frozen, dropout=True)
+    examples = task.draw_examples(batch, jax.random.fold_in(key, state.step), frozen, dropout=True)
 
     def mean_loss(params, examples):
-        losses = task.losses(params, frozen, examples)
+        losses = task.compute_losses(params, frozen, examples)
         scalars = {name: jnp.mean(loss) for name, loss in losses.items()}
         return scalars["loss"], scalars
 
@@ -137,33 +138,33 @@ def _accumulate(program, grad, examples):
     steps = program.config.grad_accumulation_steps
     if steps == 1:
         return grad(examples)
-    rows = jax.sharding.PartitionSpec(None, *sharding.BATCH)
+    spec = jax.sharding.PartitionSpec(None, *sharding.BATCH)
 
-    def split(a):
+    def split(array):
         # [B, ...] -> [steps, B/steps, ...]; every row stays on its device.
-        a = a.reshape(-1, steps, *a.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(a, jax.NamedSharding(program.mesh, rows))
+        array = array.reshape(-1, steps, *array.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(array, jax.NamedSharding(program.mesh, spec))
 
-    def body(total, micro_batch):
+    def add(total, micro_batch):
         return jax.tree.map(jnp.add, total, grad(micro_batch)), None
 
     micro_batches = jax.tree.map(split, examples)
-    # The scan's sum begins at zeros like grad's outputs, whose shapes are only traced.
+    # The scan's total begins at zeros. Tracing gives the shapes of grad's outputs.
     shapes = jax.eval_shape(grad, jax.tree.map(lambda a: a[0], micro_batches))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    total, _ = jax.lax.scan(body, zeros, micro_batches)
+    total, _ = jax.lax.scan(add, zeros, micro_batches)
     return jax.tree.map(lambda a: a / steps, total)
 
 
 def eval_step(
-    params, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, *, program: Program
+    params, batch: dict, key: jax.Array, frozen: tasks.Frozen, *, program: Program
 ) -> dict[str, jax.Array]:
-    """Returns sums over the batch, weighted by batch['weight'].
+    """Returns the sums of the loss and its parts over the batch, weighted by batch['weight'].
 
-    They are the sums of the loss and its parts, and 'weight', the sum of the weights.
+    'weight' is the sum of the weights.
     """
-    examples = program.task.examples(batch, key, frozen, dropout=False)
-    losses = program.task.losses(params, frozen, examples)
+    examples = program.task.draw_examples(batch, key, frozen, dropout=False)
+    losses = program.task.compute_losses(params, frozen, examples)
     sums = {name: jnp.sum(loss * batch["weight"]) for name, loss in losses.items()}
     return {**sums, "weight": jnp.sum(batch["weight"])}
 
@@ -181,8 +182,8 @@ def compile_train_step(program: Program) -> Callable:
 def compile_evaluate(program: Program, source: sources.Source, frozen) -> Callable:
     """Returns `evaluate(params) -> {name: mean}` over a source.
 
-    All calls use the same times and noise. Each image counts `config.eval_draws` times, with new
-    times and noise each time.
+    Each image counts `config.eval_draws` times, with other times and noise each time. All calls use
+    the same times and noise.
     """
     step = jax.jit(
         functools.partial(eval_step, program=program),
@@ -190,12 +191,12 @@ def compile_evaluate(program: Program, source: sources.Source, frozen) -> Callab
         out_shardings=sharding.replicated(program.mesh),
     )
     batch_size, draws = program.config.batch_size, program.config.eval_draws
-    rows = sharding.local_rows(program.mesh, batch_size)
+    process_rows = sharding.local_rows(program.mesh, batch_size)
 
     def evaluate(params):
         total = {}
-        # A batch's number over all passes is its key, so passes differ and calls do not.
-        passes = (loader.eval_batches(source, batch_size, rows) for _ in range(draws))
+        passes = (loader.eval_batches(source, batch_size, process_rows) for _ in range(draws))
+        # The key is the count of batches over all passes, so passes differ and calls agree.
         for i, batch in enumerate(itertools.chain.from_iterable(passes)):
             sums = step(params, sharding.put_batch(program.mesh, batch), jax.random.key(i), frozen)
             total = {name: total.get(name, 0) + value for name, value in sums.items()}

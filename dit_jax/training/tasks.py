@@ -1,10 +1,9 @@
-"""What a run learns: to predict noise or, where the model is a VAE, to reconstruct images.
+"""The tasks that a run can train: noise prediction, and reconstruction of images by a VAE.
 
-A task turns a batch into examples, examples into losses, and parameters into a picture. All random
-values are drawn with the examples, for the whole batch. So gradient accumulation does not change
-what is learned.
+To add a task, write a subclass of `Task`, and let `choose` return it.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -21,9 +20,29 @@ from dit_jax.config import sizes
 from dit_jax.data import loader, sources
 from dit_jax.diffusion import objectives, samplers
 from dit_jax.errors import UserError, check_choice
+from dit_jax.latents import loading
 from dit_jax.models import lpips
 from dit_jax.sampling import generate, pictures, requests
-from dit_jax.training import frozen_networks
+from dit_jax.system import files
+from dit_jax.workdirs import checkpoint
+
+
+@struct.dataclass
+class Frozen:
+    """Constant inputs of every step, a pytree; an input that a run does not need is None."""
+
+    vae: latents.Vae | None = None  # encodes images in each step, or decodes pictures
+    text_encoder: conditions.TextEncoder | None = None
+    null: jax.Array | None = None  # from `Condition.load_null`, such as the empty caption [M]
+    lpips: dict | None = None  # the LPIPS network's parameters
+    records: dict[str, jax.Array] | None = None  # all moments, with their labels or captions
+
+    def with_records(self, config: ConfigDict, mesh: Mesh, source: sources.Source) -> "Frozen":
+        """Returns a copy with the records that the run keeps on the devices, if it keeps any.
+
+        Raises: ValueError as `Latents.load_records`, for data that do not fit.
+        """
+        return self.replace(records=latents.build(config).load_records(source, mesh))
 
 
 @struct.dataclass
@@ -34,7 +53,7 @@ class NoisyExamples:
     cond: jax.Array  # [B, ...]
     t: jax.Array  # [B]
     eps: jax.Array  # like x_0
-    keys: jax.Array | None = None  # [B], for the model's own dropout, if it has any
+    keys: jax.Array | None = None  # [B], for dropout inside the model; None without dropout
 
 
 @struct.dataclass
@@ -45,37 +64,112 @@ class ImageExamples:
     eps: jax.Array  # [B, h, w, c], the posterior's noise
 
 
-def build(config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising | Autoencoding":
-    """Returns the task of a config's model.
-
-    Raises: ValueError for values that do not fit together.
-    """
-    if config.model.name == "vae":
-        return Autoencoding.build(config, model, mesh)
-    return Denoising.build(config, model, mesh)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Denoising:
-    """Noise prediction, where x_0 is pixels or latents."""
+class Task(abc.ABC):
+    """A model, with its frozen networks, its initial parameters, its losses and its picture.
+
+    All random values are drawn with the examples, for the whole batch. So gradient accumulation
+    does not change what the model learns.
+    """
 
     config: ConfigDict
     model: nn.Module
     mesh: Mesh
+
+    @classmethod
+    @abc.abstractmethod
+    def load_frozen(
+        cls, config: ConfigDict, mesh: Mesh, metadata: dict
+    ) -> tuple[ConfigDict, Frozen]:
+        """Loads the frozen networks onto the mesh; returns the completed config and the networks.
+
+        Empty digests, scales and shifts of the config are filled in from the metadata and the
+        networks. A network must have the digest that the config or the metadata record.
+        Args: metadata, of the moments that the run trains on; {} for other data.
+        Raises: as `Latents.resolve`, `Latents.load_vae`, `Condition.resolve` and
+          `checkpoint.load_model`.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def build(cls, config: ConfigDict, mesh: Mesh) -> "Task":
+        """Builds the task of a config, with its model.
+
+        Raises: ValueError for values that do not fit together.
+        """
+
+    def init_params(self, key: jax.Array) -> dict:
+        """Returns the initial parameters, f32: those of the model.
+
+        A task may add top-level groups that only training uses. Samplers do not load them.
+        """
+        return models.init_params(self.model, key)
+
+    @abc.abstractmethod
+    def draw_examples(self, batch: dict, key: jax.Array, frozen: Frozen, dropout: bool):
+        """Turns a batch into the inputs of `compute_losses`, a pytree of [B, ...].
+
+        Args: dropout, whether training drops conditions and activations.
+        """
+
+    @abc.abstractmethod
+    def compute_losses(self, params, frozen: Frozen, examples) -> dict[str, jax.Array]:
+        """Returns 'loss', its parts and other measures of the examples, each [B]."""
+
+    @abc.abstractmethod
+    def compile_picture(self, frozen: Frozen, source: sources.Source) -> Callable:
+        """Returns `draw(params) -> [height, width, 3] uint8`; all calls use the same inputs."""
+
+    @abc.abstractmethod
+    def describe_model(self) -> str:
+        """Returns a description of the model in one line."""
+
+
+def choose(config: ConfigDict) -> type[Task]:
+    """Returns the class of a config's task."""
+    return Autoencoding if config.model.name == "vae" else Denoising
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Denoising(Task):
+    """Noise prediction, where x_0 is pixels or latents."""
+
     process: diffusion.Process
     condition: conditions.Condition
     latents: latents.Latents
 
     @classmethod
-    def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Denoising":
-        """Returns the task, if the model takes what the data yield; errors as `build`."""
+    def load_frozen(cls, config, mesh, metadata):
+        draws = config.sample_every_steps or config.fid.every_steps
+        # The metadata come first, because the networks are compared with their digests.
+        config = latents.build(config).resolve(metadata)
+        config, text_encoder = conditions.build(config).resolve(metadata, mesh)
+        condition, x_0 = conditions.build(config), latents.build(config)
+        vae = x_0.load_vae(mesh) if x_0.uses_vae and config.latents.vae else None
+        if vae and x_0.encodes:  # the metadata of images have no digest of a VAE
+            recorded = dict(vae_digest=vae.digest, published=vae.published)
+            config = loading.resolve(config, recorded)
+        elif not draws:  # the VAE was loaded to check its digest, and device memory is scarce
+            vae = None
+        # Made before the encoder is dropped: a stored null condition is an output of the encoder.
+        null = condition.load_null(text_encoder)
+        if null is not None:
+            null = jax.device_put(null, sharding.replicated(mesh))
+        # Steps read stored outputs of the encoder, so only drawing still needs it.
+        if config.text.stored and not draws:
+            text_encoder = None
+        return config, Frozen(vae, text_encoder, null)
+
+    @classmethod
+    def build(cls, config, mesh):
+        model = models.build(config.model)
         condition, x_0 = conditions.build(config), latents.build(config)
         x_0.check(draws=bool(config.sample_every_steps or config.fid.every_steps))
         if config.text.stored and not (condition.needs_encoder and x_0.stored):
             raise UserError(
-                f"text.stored reads captions' context where dit_jax.encode put it: it needs "
-                f"model.condition='context', not {config.model.condition!r}, and latents.source="
-                f"'moments' or 'device', not {config.latents.source!r}."
+                f"text.stored=True reads the outputs of a text encoder from stored moments. It "
+                f"needs model.condition='context', not {config.model.condition!r}, and "
+                f"latents.source='moments' or 'device', not {config.latents.source!r}."
             )
         x_0.check_clip()
         # A run that begins with trained weights may have a trained null condition already.
@@ -83,8 +177,8 @@ class Denoising:
             config.objective.condition_dropout or config.init_from
         ):
             raise UserError(
-                "objective.condition_dropout=0 with model.null_condition=True: nothing would train "
-                "what guidance leads away from. Set model.null_condition=False."
+                "objective.condition_dropout=0 with model.null_condition=True: the null condition "
+                "would never be trained. Set model.null_condition=False."
             )
         process = diffusion.build(config.diffusion)
         objectives.check(process, config.objective, config.model.learn_sigma)
@@ -93,11 +187,11 @@ class Denoising:
         return task
 
     def _check_sampling(self):
-        """Raises ValueError for sampling settings with which training could not draw."""
+        """Raises ValueError for sampling settings that cannot draw images."""
         config = self.config
-        # Checked even if the run draws nothing: commands that load its workdir use them.
+        # Checked even if the run draws nothing, because later commands sample with these settings.
         samplers.check(config.sample)
-        # Making these functions checks the settings; nothing is compiled yet.
+        # Making the functions below checks their settings; nothing is compiled yet.
         if config.sample_every_steps:
             self.make_sample_fn(config.sample)
             pictures.check_grid(config.sample_num_images, sizes.image_shape(config.data))
@@ -107,51 +201,48 @@ class Denoising:
             self.make_sample_fn(settings)
 
     def make_sample_fn(self, settings: ConfigDict) -> Callable:
-        """Returns `generate.make_sample_fn` of this model and process, for a `config.sample`."""
+        """Returns the sampler of this model, from `generate.make_sample_fn`.
+
+        Args: settings, a `config.sample`.
+        """
         prediction = self.config.objective.prediction
         return generate.make_sample_fn(self.model, settings, self.process, prediction, self.mesh)
 
-    def examples(
-        self, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, dropout: bool
-    ) -> NoisyExamples:
-        """Returns the examples of a batch; with dropout some conditions are the null one."""
+    def draw_examples(self, batch, key, frozen, dropout) -> NoisyExamples:
         posterior_key, noise_key, drop_key = jax.random.split(key, 3)
         cond = self.condition.from_batch(batch, frozen.records)
         if dropout and self.model.null_condition:
             null, prob = self.condition.null(frozen.null), self.config.objective.condition_dropout
             cond = conditions.drop(drop_key, cond, prob, null)
-        # After the dropout: a null condition of token ids passes through the encoder too.
+        # Encoded after the dropout, because a null condition of token ids is encoded too.
         cond = self.condition.apply_frozen(frozen.text_encoder, cond)
         x_0 = self.latents.x_0(batch, posterior_key, self.mesh, frozen.vae, frozen.records)
         t, eps = objectives.draw(self.process, self.config.objective, noise_key, x_0.shape)
         keys = None
         if dropout and getattr(self.model, "dropout", 0):
-            # A key for each example, so that accumulation splits them with the batch.
+            # One key per example, so that gradient accumulation splits the keys with the batch.
             keys = jax.random.split(jax.random.fold_in(drop_key, 1), len(x_0))
         return NoisyExamples(x_0, cond, t, eps, keys)
 
-    def losses(
-        self, params, frozen: frozen_networks.Frozen, examples: NoisyExamples
-    ) -> dict[str, jax.Array]:
-        """Returns 'loss' and its parts, each [B]."""
-        # One key serves the micro-batch: what is dropped differs between its examples all the same.
+    def compute_losses(self, params, frozen, examples):
+        # One key is enough for a micro-batch: a mask of dropout differs between its examples.
         rngs = None if examples.keys is None else {"dropout": examples.keys[0]}
-        network = models.bind(self.model, params, self.mesh, rngs)
+        network = models.bind(self.model, params, self.mesh)
 
         def predict(x_t, network_time):
-            return network(x_t, network_time, examples.cond)
+            return network(x_t, network_time, examples.cond, rngs=rngs)
 
         objective, x_0 = self.config.objective, examples.x_0
         return objectives.denoising_loss(
             self.process, objective, predict, x_0, examples.t, examples.eps
         )
 
-    def to_image(self, frozen: frozen_networks.Frozen) -> Callable:
-        """Returns the function from x_0 [B, h, w, C] f32 to images [B, H, W, channels] uint8."""
+    def to_image(self, frozen: Frozen) -> Callable:
+        """Returns the function that maps x_0 [B, h, w, C] f32 to images [B, H, W, C] uint8."""
         return self.latents.make_to_image(frozen.vae, self.mesh)
 
-    def compile_picture(self, frozen: frozen_networks.Frozen, source: sources.Source) -> Callable:
-        """Returns `draw(params) -> [height, width, 3] uint8`: samples; all calls use one noise."""
+    def compile_picture(self, frozen, source):
+        """As `Task.compile_picture`; the picture shows samples."""
         config, num = self.config, self.config.sample_num_images
         to_image, request = self.to_image(frozen), requests.draw_for_picture(config, num)
         sample = functools.partial(self.make_sample_fn(config.sample), encoder=frozen.text_encoder)
@@ -162,13 +253,12 @@ class Denoising:
 
         return draw
 
-    def summary(self) -> str:
-        """Returns a one-line description of the model."""
+    def describe_model(self):
         counts, model = models.count(self.config), self.model
         kind = f"{self.config.model.name} of {self.condition.description}"
         if self.config.model.name == "dit":
-            how = "unrolled" if model.scan_unroll else "in a loop"
-            kind += f", {counts['tokens']} tokens, {model.block} blocks {how}"
+            loop = "unrolled" if model.scan_unroll else "in a loop"
+            kind += f", {counts['tokens']} tokens, {model.block} blocks {loop}"
         return (
             f"{counts['params']:,} parameters, {counts['gmacs']:.4g} GMACs, {model.dtype}, "
             f"attention {model.attention}, remat {model.remat}, {kind}"
@@ -176,16 +266,20 @@ class Denoising:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Autoencoding:
+class Autoencoding(Task):
     """Reconstruction of images from samples of the VAE's posterior."""
 
-    config: ConfigDict
-    model: nn.Module
-    mesh: Mesh
+    @classmethod
+    def load_frozen(cls, config, mesh, metadata):
+        if not config.autoencoder.lpips_weight:
+            return config, Frozen()
+        workdir = files.to_path(config.autoencoder.lpips, "autoencoder.lpips")
+        _, params = checkpoint.load_model(workdir, mesh, config.model.dtype, "lpips")
+        return config, Frozen(lpips=params)
 
     @classmethod
-    def build(cls, config: ConfigDict, model: nn.Module, mesh: Mesh) -> "Autoencoding":
-        """Returns the task, if the model takes the images; errors as `build`."""
+    def build(cls, config, mesh):
+        model = models.build(config.model)
         *size, channels = sizes.image_shape(config.data)
         model.latent_shape((*size, channels))  # raises unless the images fit
         if latents.build(config).uses_vae:
@@ -194,12 +288,7 @@ class Autoencoding:
             )
         loss = config.autoencoder
         check_choice("autoencoder.distance", loss.distance, objectives.DISTANCES)
-        if min(loss.kl_weight, loss.lpips_weight) < 0:
-            raise UserError(
-                f"autoencoder.kl_weight={loss.kl_weight}, autoencoder.lpips_weight="
-                f"{loss.lpips_weight} must not be negative."
-            )
-        if config.sample_every_steps:  # the picture has pairs, an image and its reconstruction
+        if config.sample_every_steps:  # the picture has pairs of an image and its reconstruction
             pair_shape = *size[:-1], 2 * size[-1], channels
             pictures.check_grid(config.sample_num_images, pair_shape)
         if loss.lpips_weight and (not loss.lpips or min(size) < 16):
@@ -210,18 +299,12 @@ class Autoencoding:
             )
         return cls(config, model, mesh)
 
-    def examples(
-        self, batch: dict, key: jax.Array, frozen: frozen_networks.Frozen, dropout: bool
-    ) -> ImageExamples:
-        """Returns the pixels of a batch, and the posterior's noise."""
+    def draw_examples(self, batch, key, frozen, dropout) -> ImageExamples:
         pixels = latents.pixels_from_image(batch["image"])
         shape = len(pixels), *self.model.latent_shape(pixels.shape[1:])
         return ImageExamples(pixels, jax.random.normal(key, shape))
 
-    def losses(
-        self, params, frozen: frozen_networks.Frozen, examples: ImageExamples
-    ) -> dict[str, jax.Array]:
-        """Returns 'loss', its parts and 'psnr', each [B]."""
+    def compute_losses(self, params, frozen, examples):
         pixels, eps = examples.pixels, examples.eps
 
         def apply(x, method):
@@ -245,9 +328,8 @@ class Autoencoding:
             losses |= {"lpips": distance, "loss": losses["loss"] + weights.lpips_weight * distance}
         return losses
 
-    def compile_picture(self, frozen: frozen_networks.Frozen, source: sources.Source) -> Callable:
-        """Returns `draw(params) -> [height, width, 3] uint8`: each image and its reconstruction."""
-        # The first images of the source, the same in every picture.
+    def compile_picture(self, frozen, source):
+        """As `Task.compile_picture`; the picture shows the first images, each reconstructed."""
         num = min(self.config.sample_num_images, len(source))
         images = loader.gather(source, range(num))["image"]
         everywhere = sharding.replicated(self.mesh)
@@ -263,8 +345,7 @@ class Autoencoding:
 
         return draw
 
-    def summary(self) -> str:
-        """Returns a one-line description of the model."""
+    def describe_model(self):
         counts, model = models.count(self.config), self.model
         return (
             f"{counts['params']:,} parameters, {counts['encode_gmacs']:.4g} + "

@@ -1,8 +1,8 @@
 """Orbax checkpoints in DIR/checkpoints/<step>.
 
 A checkpoint has the items params, ema_params, opt_state, data (JSON with the state of the input
-pipeline), config and digest. The digest has a number per array, which reveals bits that changed on
-the disk.
+pipeline), config and digest. The digest has a number per array, so that a bit that has changed on
+the disk is noticed.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from dit_jax.workdirs import checkpoint_files, claims, digests, run_config
 logger = logging.getLogger("dit_jax")
 
 STATE_ITEMS = ("params", "ema_params", "opt_state")
-# Errors that do not mean damage: the checkpoint cannot be read at the moment but may be intact.
+# With these errors a checkpoint cannot be read at the moment, but may be intact.
 NO_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ESTALE)
 
 
@@ -35,17 +35,17 @@ NO_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM
 def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
     """Opens Orbax's manager of DIR/checkpoints, which writes asynchronously and atomically.
 
-    The config decides which checkpoints are kept. When the context ends, also by an error, the
-    checkpoint that is being written is completed first.
+    The config decides which checkpoints are kept. The end of the context, also by an error, waits
+    for the checkpoint that is being written.
     Raises: OSError at the end of the context if a checkpoint could not be written.
     """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=config.checkpoint_keep,
         keep_period=config.checkpoint_keep_every_steps or None,
         cleanup_tmp_directories=True,
-        # `workdirs.claim` created the directory. If it was moved since, it must not be recreated.
+        # `workdirs.claim` has created the directory. If it was moved, it must not be recreated.
         create=False,
-        async_options=ocp.options.AsyncOptions(barrier_sync_fn=_meet),
+        async_options=ocp.options.AsyncOptions(barrier_sync_fn=_wait_at_barrier),
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
     failed = True
@@ -57,44 +57,43 @@ def open_manager(workdir: pathlib.Path, config: ConfigDict) -> Iterator[ocp.Chec
             manager.close()
         except Exception as error:
             if not failed:
-                raise _write_error(manager, error) from error
-            # Only logged: the exception that ended the run must reach the user.
-            logger.error("%s", _write_error(manager, error))
+                raise _make_write_error(manager, error) from error
+            # Only logged, because the exception that ended the run must reach the user.
+            logger.error("%s", _make_write_error(manager, error))
 
 
-def _meet(*, key: str, timeout_ms: int) -> None:
+def _wait_at_barrier(*, key: str, timeout_ms: int) -> None:
     """Waits at a barrier of Orbax; raises the current exception instead if there is one.
 
-    After a failed write this process would skip ahead to a later barrier than the others. Each side
-    would then wait for the other until the timeout of ten minutes.
+    Orbax may wait here while it handles a failed write. This process would then be at a later
+    barrier than the others, and all would wait for each other until the timeout of ten minutes.
     """
-    # Orbax may come here while it handles the exception of a failed write.
     if (error := sys.exc_info()[1]) is not None:
         raise error
     ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state, data_state: dict, config) -> None:
-    """Starts writing checkpoint <step>, after waiting for an earlier one that is not complete yet.
+    """Starts writing checkpoint <step>, once the checkpoint before it is complete.
 
-    `data_state` is a JSON value with the state of the input pipeline and records of the run.
-    Raises: OSError if the earlier one could not be written, or this one was not started.
+    Args: data_state, a JSON value with the state of the input pipeline and records of the run.
+    Raises: OSError if the earlier checkpoint could not be written, or this one was not started.
     """
     trees = {name: getattr(state, name) for name in STATE_ITEMS}
     try:
         begun = manager.save(step, args=_make_items(trees, step, data_state, config))
     except Exception as error:
-        raise _write_error(manager, error) from error
+        raise _make_write_error(manager, error) from error
     if not begun:  # Orbax skips a step that is not after its latest one
         raise UserFileError(
             f"checkpoint {step} was not written: {manager.directory} holds {manager.all_steps()}. "
-            "Does another process train in this workdir?"
+            "Stop any other process that trains in this workdir."
         )
 
 
 def _make_items(trees, step, data_state, config):
-    """Returns the items of a checkpoint for Orbax: the trees {item: tree of arrays}, and JSON."""
-    # config and data are saved too, in case config.json or data.json is lost.
+    """Returns Orbax's arguments for saving a checkpoint: trees {item: tree}, and JSON values."""
+    # The config is saved in case config.json is lost, and data_state for data.json likewise.
     values = {
         "data": data_state,
         "config": config.to_dict(),
@@ -106,12 +105,12 @@ def _make_items(trees, step, data_state, config):
 
 
 def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
-    """Writes parameters that were not trained here to a new workdir, as EMA of checkpoint 0.
+    """Writes converted parameters to a new workdir, as the EMA parameters of checkpoint 0.
 
     Raises: ValueError if the workdir already has checkpoints; OSError if it cannot be written.
     """
     if steps := checkpoint_files.saved_steps(workdir):
-        raise UserError(f"{workdir} holds checkpoints {steps} already; choose another directory.")
+        raise UserError(f"{workdir} holds checkpoints {steps} already. Choose another directory.")
     with claims.claim(workdir, config):
         _write_params(workdir, config, params, 0, {})
 
@@ -119,46 +118,48 @@ def save_params(workdir: pathlib.Path, config: ConfigDict, params) -> None:
 def replace_params(
     workdir: pathlib.Path, config: ConfigDict, params, step: int, values: dict
 ) -> None:
-    """Writes EMA parameters as the only checkpoint of a workdir; then removes all others.
+    """Writes EMA parameters to a workdir as its only checkpoint; removes all other checkpoints.
 
-    `saved_values` returns the JSON values.   Raises: OSError if the checkpoint cannot be written.
+    Args: values, a JSON value that `saved_values` returns.
+    Raises: OSError if the checkpoint cannot be written.
     """
     with claims.claim(workdir, config):
-        # The others are removed only after the new one is complete, so one is always left.
-        before = checkpoint_files.saved_steps(workdir)
+        old_steps = checkpoint_files.saved_steps(workdir)
         _write_params(workdir, config, params, step, values)
 
-        def remove():
-            for old in set(before) - {step}:
-                shutil.rmtree(workdir / "checkpoints" / str(old))
+        # The new checkpoint is complete, so one is always left.
+        def remove_old():
+            for old_step in set(old_steps) - {step}:
+                shutil.rmtree(workdir / "checkpoints" / str(old_step))
 
-        sharding.in_first_process(remove, f"cannot remove the checkpoints {before} of {workdir}")
+        message = f"cannot remove the checkpoints {old_steps} of {workdir}"
+        sharding.in_first_process(remove_old, message)
 
 
 def saved_values(workdir: pathlib.Path) -> dict:
-    """Returns the values that `replace_params` kept with the newest checkpoint.
+    """Returns the values that `replace_params` saved with the newest checkpoint.
 
     Returns {} if there is no checkpoint, or if its values cannot be read, which is logged.
     """
     try:
         for path in checkpoint_files.newest_first(workdir, "data"):
-            return dict(json_files.read_json(path, "what was kept with a checkpoint"))
+            return dict(json_files.read_json(path, "the values of a checkpoint"))
     except (OSError, ValueError, TypeError) as error:
         logger.warning("cannot read how %s was chosen: %s", workdir, error)
     return {}
 
 
 def _write_params(workdir, config, params, step, values):
-    """Writes config.json and checkpoint <step>, which has EMA parameters alone."""
+    """Writes config.json and checkpoint <step>, which has only EMA parameters."""
     run_config.write_config(workdir, config)
     items = _make_items({"ema_params": params}, step, values, config)
     directory = workdir.absolute() / "checkpoints" / str(step)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(directory, args=items, force=True)
-    except BaseException as error:  # also a signal: no unfinished checkpoint must stay behind
-        for rest in directory.parent.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(rest, ignore_errors=True)
+    except BaseException as error:  # also for a signal, no unfinished checkpoint must remain
+        for unfinished in directory.parent.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         stopping.raise_wrapped(error)
         if not isinstance(error, Exception):
             raise
@@ -170,35 +171,33 @@ def check_for_errors(manager: ocp.CheckpointManager) -> None:
     try:
         manager.check_for_errors()
     except Exception as error:
-        raise _write_error(manager, error) from error
+        raise _make_write_error(manager, error) from error
 
 
-def _write_error(manager, error):
-    """Returns the error for a checkpoint that could not be written, with the way to continue."""
+def _make_write_error(manager, error):
+    """Returns the error for a checkpoint that could not be written, with the way out."""
     steps = checkpoint_files.saved_steps(pathlib.Path(manager.directory).parent)
     last = f"the last complete one is step {steps[-1]}" if steps else "there is no earlier one"
     return UserFileError(
         f"cannot write a checkpoint to {manager.directory}: {type(error).__name__}: {error}\n"
-        f"Training stops; {last}. If space or permission is what is missing there, mend that; then "
-        "run the same command."
+        f"Training stops; {last}. Free space or give permission there, then run the same command."
     )
 
 
 def restore_latest(manager: ocp.CheckpointManager, state):
-    """Returns (state, data_state) of the newest readable checkpoint; None if there are none.
+    """Returns (state, data_state) of the newest readable checkpoint; None without checkpoints.
 
-    An unreadable checkpoint is moved to DIR/corrupt_checkpoints and the one before it is used.
+    Unreadable checkpoints are moved to DIR/corrupt_checkpoints, and an older one is used.
 
-    Args:
-      state: a tree of jax.ShapeDtypeStruct with the shardings to restore to.
+    Args: state, a tree of jax.ShapeDtypeStruct with the shardings to restore to.
     Raises: OSError if there are checkpoints but none can be read.
     """
     steps = checkpoint_files.saved_steps(pathlib.Path(manager.directory).parent)[::-1]
     if not steps:
         return None
-    trees = {name: getattr(state, name) for name in STATE_ITEMS}
-    step, loaded, data_state = _restore_newest(pathlib.Path(manager.directory), steps, trees)
-    # Only after another one was restored: if none can be read, nothing is moved.
+    items = {name: ocp.args.StandardRestore(getattr(state, name)) for name in STATE_ITEMS}
+    step, loaded, data_state = _restore_newest(pathlib.Path(manager.directory), steps, items)
+    # Moved only now: if no checkpoint can be read, all of them stay.
     for corrupt in steps[: steps.index(step)]:
         _set_aside(manager, corrupt)
     loaded["step"] = jax.device_put(np.int32(step), state.step.sharding)
@@ -217,40 +216,45 @@ def _set_aside(manager, step):
         logger.warning("moved the damaged checkpoint %d to %s", step, target)
 
     sharding.in_first_process(move, f"cannot move the damaged checkpoint {source}")
-    manager.reload()  # it has read the list of checkpoints before the move
+    manager.reload()  # its list of checkpoints is from before the move
 
 
 def restore_params(workdir: pathlib.Path, params, step: int | None = None, raw: bool = False):
     """Returns (EMA parameters, step) of a checkpoint; with `raw` the trained parameters instead.
 
+    A checkpoint may have more top-level groups of parameters than requested: only training uses
+    them. Each requested group must match the saved group exactly.
+
     Args:
-      params: a tree of jax.ShapeDtypeStruct with shardings.
+      params: the requested parameters, a tree of jax.ShapeDtypeStruct with shardings.
       step: the step of the checkpoint; None for the newest one that can be read.
     Raises: FileNotFoundError that lists the existing steps; OSError if the checkpoint cannot be
-      read, and `files.LostError` if the workdir was moved; ValueError for raw parameters of a
-      converted model, which has only EMA parameters.
+      read or lacks parameters; `files.LostError` if the workdir was moved; ValueError for raw
+      parameters of a converted model, which has only EMA parameters.
     """
     directory = workdir.absolute() / "checkpoints"
-    # The caller has read the config there before, so a missing directory was moved since.
+    # The caller has read the config in the workdir, so a workdir that is missing now was moved.
     with files.Directory(workdir):
         steps = checkpoint_files.saved_steps(workdir)
         if not steps or step not in (None, *steps):
+            wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise MissingFileError(
-                f"no checkpoint{'' if step is None else f' of step {step}'} in {directory}; "
-                f"there are: {', '.join(map(str, steps)) or 'none'}."
+                f"no {wanted} in {directory}; there are: {', '.join(map(str, steps)) or 'none'}."
             )
         item = "params" if raw else "ema_params"
         candidates = steps[::-1] if step is None else [step]
         if raw and not (directory / str(steps[-1]) / item).is_dir():
-            raise UserError(f"{workdir} holds EMA parameters alone: leave out --raw.")
-        step, loaded, _ = _restore_newest(directory, candidates, {item: params})
+            raise UserError(f"{workdir} holds only EMA parameters: leave out --raw.")
+        restore_args = ocp.checkpoint_utils.construct_restore_args(params)
+        request = ocp.args.PyTreeRestore(params, restore_args, partial_restore=True)
+        step, loaded, _ = _restore_newest(directory, candidates, {item: request})
     return loaded[item], step
 
 
 def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name: str):
     """Returns (model, newest EMA parameters) of a workdir, replicated over the mesh.
 
-    The activations get the dtype; `name` is the expected `config.model.name`.
+    Args: dtype, of the activations; name, the expected `config.model.name`.
     Raises: FileNotFoundError or OSError as `restore_params`; ValueError for another model.
     """
     config = run_config.load_config(workdir)
@@ -264,23 +268,24 @@ def load_model(workdir: pathlib.Path, mesh: jax.sharding.Mesh, dtype: str, name:
     return model, params
 
 
-def _restore_newest(directory, steps, trees):
+def _restore_newest(directory, steps, items):
     """Returns (step, {item: tree}, data_state) of the first step in `steps` that can be read.
 
-    Raises: OSError if none can be read, or at once if one cannot be read but may be intact.
+    Args: items, {item: Orbax's arguments for restoring it}.
+    Raises: OSError if no step can be read, or if one cannot be read but may be intact.
     """
     errors = []
     for step in steps:
         try:
-            return step, *_restore(directory, step, trees)
+            return step, *_restore(directory, step, items)
         except OSError as error:
-            # With an errno the checkpoint may be intact, so an older one must not replace it.
+            # An errno means that the checkpoint may be intact. An older one must not replace it.
             if error.errno is not None:
                 raise
             errors.append(f"  step {step}: {error}")
             logger.warning("checkpoint %d cannot be read: %s", step, error)
-    others = sorted(set(checkpoint_files.saved_steps(directory.parent)) - set(steps))
-    way_out = f"choose another step: {others}" if others else "restore one from a copy"
+    other_steps = sorted(set(checkpoint_files.saved_steps(directory.parent)) - set(steps))
+    way_out = f"choose another step: {other_steps}" if other_steps else "restore one from a copy"
     raise UserFileError(
         f"no checkpoint in {directory} can be read:\n"
         + "\n".join(errors)
@@ -288,16 +293,15 @@ def _restore_newest(directory, steps, trees):
     )
 
 
-def _restore(directory, step, trees):
-    """Returns ({item: tree}, data_state) of a checkpoint, bit by bit as it was saved.
+def _restore(directory, step, items):
+    """Returns ({item: tree}, data_state) of a checkpoint, exactly as they were saved.
 
-    Raises: OSError if it cannot be read or is damaged, in all processes; with an errno if the
-      checkpoint may be intact.
+    Raises: OSError, in all processes, if the checkpoint cannot be read or is damaged. The error has
+      an errno if the checkpoint may be intact.
     """
-    items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-    items |= {"data": ocp.args.JsonRestore(), "digest": ocp.args.JsonRestore()}
-    # Each process restores on its own, without Orbax's barriers. There, the processes that can read
-    # would wait for one that cannot.
+    json_items = {"data": ocp.args.JsonRestore(), "digest": ocp.args.JsonRestore()}
+    # Each process restores alone, without Orbax's barriers. At a barrier, the processes that can
+    # read would wait for one that cannot.
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -307,35 +311,49 @@ def _restore(directory, step, trees):
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
     )
     problem = ""
-    # A problem is kept instead of raised, so that all processes reach all_true below.
+    # Errors become a problem, so that all processes reach all_true below.
     try:
         files.check_tree(directory / str(step))
         run_config.check_step(directory.parent, step)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            restored = checkpointer.restore(directory / str(step), args=ocp.args.Composite(**items))
+            arguments = ocp.args.Composite(**items, **json_items)
+            restored = checkpointer.restore(directory / str(step), args=arguments)
+        loaded = {name: restored[name] for name in items}
+        _check_names(loaded, restored["digest"])
     # Orbax, tensorstore and JSON each raise their own exceptions for a damaged file.
     except Exception as error:
         stopping.raise_wrapped(error)
-        # tensorstore reports an errno only by its text.
+        # tensorstore's errors have the text of an errno, but not its number.
         for number in NO_DAMAGE:
             if (text := os.strerror(number)) in str(error):
                 raise UserFileError(number, text, str(directory / str(step))) from error
         if stopping.is_out_of_memory(error):
             raise  # not damaged
-        # This project's own errors are plain sentences; others need their type to be understood.
-        is_user_error = isinstance(error, (UserError, UserFileError))
-        problem = "" if is_user_error else f"{type(error).__name__}: "
-        problem += (str(error).splitlines() or [""])[0][:300]
+        problem = (str(error).splitlines() or [""])[0][:300]
+        # Errors of this project are sentences; those of others are clear only with their type.
+        if not isinstance(error, (UserError, UserFileError)):
+            problem = f"{type(error).__name__}: {problem}"
     if not sharding.all_true(not problem):
         raise UserFileError(problem or "another process cannot read its part")
-    # Orbax notices missing files, but not all changed bits: the digests are computed again.
-    loaded = {name: restored[name] for name in trees}
+    # Orbax does not notice all changed bits, so the digests are computed again.
     saved, computed = restored["digest"], digests.digest_items(loaded, step, restored["data"])
-    if not isinstance(saved, dict):
-        raise UserFileError("its digest is not what was saved")
-    changed = [path for path, digest in computed.items() if saved.get(path) != digest]
-    if changed:
+    if changed := [name for name, digest in computed.items() if saved.get(name) != digest]:
         raise UserFileError(
             f"{len(changed)} of {len(computed)} arrays are not what was saved, such as {changed[0]}"
         )
     return loaded, restored["data"]
+
+
+def _check_names(loaded, saved_digests):
+    """Raises OSError unless the loaded groups, such as ema_params/blocks, are complete."""
+    if not isinstance(saved_digests, dict):
+        raise UserFileError("its digest is not what was saved")
+    arrays = digests.name_leaves(loaded)
+    groups = tuple({"/".join(name.split("/")[:2]) + "/" for name in arrays})
+    for name, array in arrays.items():
+        # Orbax leaves the request in the place of an array that the checkpoint lacks.
+        if isinstance(array, jax.ShapeDtypeStruct):
+            raise UserFileError(f"it lacks {name}")
+    for name in saved_digests:
+        if name.startswith(groups) and name not in arrays:
+            raise UserFileError(f"it holds {name}, which is not in the model")

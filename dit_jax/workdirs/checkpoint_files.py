@@ -9,7 +9,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     directory = workdir / "checkpoints"
     if not directory.is_dir():
         return []
-    # Orbax writes to a directory with another name and renames it when the checkpoint is complete.
+    # Orbax renames a checkpoint's directory to its step when the checkpoint is complete.
     names = (path.name for path in directory.iterdir() if path.is_dir())
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 

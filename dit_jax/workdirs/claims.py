@@ -1,4 +1,4 @@
-"""Claim of a workdir for a run: only one command at a time writes checkpoints into it."""
+"""Claims of a workdir: only one command at a time writes checkpoints into it."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from dit_jax.workdirs import checkpoint_files, run_config
 
 logger = logging.getLogger("dit_jax")
 
-LOCK = "train.lock"  # the lock file in a workdir
+LOCK = "train.lock"  # name of the lock file in a workdir
 
 
 @contextlib.contextmanager
@@ -32,27 +32,24 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> Iterator[locks.Lock]:
     run_config.check_config(workdir, config)
     with locks.hold(workdir / LOCK) as lock:
         run_config.check_config(workdir, config)  # again: another run may have ended meanwhile
-        _warn_of_length(workdir, config)
+        _warn_of_total_steps(workdir, config)
 
-        def make():
-            # The temporary file is a test: a workdir may exist and not be writable.
+        def create_checkpoints():
+            # The temporary file tests that the workdir is writable.
             (workdir / "checkpoints").mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=workdir):
                 pass
 
-        sharding.in_first_process(make, f"cannot write to the workdir {workdir}")
+        sharding.in_first_process(create_checkpoints, f"cannot write to the workdir {workdir}")
         with files.Directory(workdir / "checkpoints") as checkpoints:
             lock.watched.append(checkpoints)
             yield lock
 
 
-def _warn_of_length(workdir, config):
+def _warn_of_total_steps(workdir, config):
     """Warns if another total_steps changes the cosine schedule of the run."""
     if checkpoint_files.saved_steps(workdir) and config.optim.schedule == "cosine":
-        then = run_config.load_config(workdir).total_steps
-        if then != config.total_steps:
-            logger.warning(
-                "total_steps was %d, now %d: so is the cosine schedule's end",
-                then,
-                config.total_steps,
-            )
+        saved, current = run_config.load_config(workdir).total_steps, config.total_steps
+        if saved != current:
+            message = "total_steps was %d, now %d: the cosine schedule ends at the new one"
+            logger.warning(message, saved, current)

@@ -1,4 +1,4 @@
-"""Digests of JSON values and of parameters: one number per array, computed on the devices."""
+"""Digests of JSON values and of arrays; the devices compute a number per array."""
 
 import hashlib
 import json
@@ -13,7 +13,10 @@ from dit_jax.system import files
 
 
 def digest(params) -> str:
-    """Returns a digest of parameters, 16 hexadecimal digits; it does not depend on their source."""
+    """Returns a digest of parameters, 16 hexadecimal digits.
+
+    It depends on their names and bits only.
+    """
     return digest_json(digest_items({"params": params}, 0, {}))
 
 
@@ -29,59 +32,60 @@ def with_digest(values: dict) -> dict:
 
 
 def without_digest(values: object, name: object) -> dict:
-    """Returns the values without their digest, after comparing it.
+    """Returns the values without their digest, which must match them.
 
-    Raises: ValueError, with the name of their source, if the digest does not match the values.
+    Raises: ValueError, with the name of the values' file, if the digest does not match.
     """
     if isinstance(values, dict):
+        remaining = {key: value for key, value in values.items() if key != "digest"}
         # Older versions wrote no digest; such values are accepted as they are.
-        others = {key: value for key, value in values.items() if key != "digest"}
-        if values.get("digest", digest_json(others)) == digest_json(others):
-            return others
+        if values.get("digest", digest_json(remaining)) == digest_json(remaining):
+            return remaining
     raise UserError(f"{files.printable(name)} is not as it was written")
 
 
 def digest_items(trees, step, data_state):
     """Returns the digests of a checkpoint: {'params/blocks/...': number} of all arrays.
 
-    The keys 'step' and 'data' are added, for the step and a digest of the JSON data_state.
+    The result also has 'step', and 'data' with a digest of the JSON value data_state.
     """
     # Only the digests leave the devices, not the arrays.
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(digest_arrays(trees)))
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    digests = dict(zip(names, (int(digest) for _, digest in leaves), strict=True))
-    return digests | {
-        "step": step,
-        "data": zlib.crc32(json.dumps(data_state, sort_keys=True).encode()),
+    digests = name_leaves(jax.device_get(digest_arrays(trees)))
+    values = {name: int(digest) for name, digest in digests.items()}
+    data_digest = zlib.crc32(json.dumps(data_state, sort_keys=True).encode())
+    return values | {"step": step, "data": data_digest}
+
+
+def name_leaves(tree) -> dict:
+    """Returns {path: leaf} of a tree, with paths like 'blocks/norm1/scale'."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
 @jax.jit
 def digest_arrays(trees):
-    """Returns a uint32 per array: the sum of a hash of each element's bits and position.
+    """Returns a uint32 per array: the sum over its elements of a hash of bits and position.
 
-    A sum of integers is the same on every mesh. A single changed bit always changes the digest.
+    The sum of integers is the same on every mesh. Any single changed bit changes the digest.
     """
 
     def digest(array):
         # The bits, not the values, so that NaN and -0.0 count as they are.
         bits = array.view(jnp.dtype(f"uint{8 * array.dtype.itemsize}")).astype(jnp.uint32)
         # The flat index of each element. Without it, swapped elements would have the same digest.
-        place = jnp.zeros(array.shape, jnp.uint32)
+        index = jnp.zeros(array.shape, jnp.uint32)
         for axis, size in enumerate(array.shape):
-            place = place * np.uint32(size) + jax.lax.broadcasted_iota(
-                jnp.uint32, array.shape, axis
-            )
-        return jnp.sum(_mix(bits ^ _mix(place)), dtype=jnp.uint32)
+            along_axis = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+            index = index * np.uint32(size) + along_axis
+        return jnp.sum(_mix(bits ^ _mix(index)), dtype=jnp.uint32)
 
     return jax.tree.map(digest, trees)
 
 
 def _mix(bits):
-    """Returns scrambled bits, a bijection of uint32.
-
-    Source: the finalizer of MurmurHash3, Appleby.
-    """
+    """Scrambles uint32, as a bijection.   Source: the finalizer of MurmurHash3, Appleby."""
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)

@@ -1,10 +1,10 @@
-"""Identity of a dataset: a record of the data behind a run, moments or a reference.
+"""Identities of datasets: records of the data behind a run, moments or a reference.
 
-The identity is saved and compared when the data are opened again. It has the number of examples,
-the class names in order, digests of the names and sizes of the files in order, of the times of
-their last change, and of their contents. The times are ctimes, which programs cannot set. Equal
-times prove that nothing has changed; otherwise the contents are compared. For large datasets only
-a sample of the contents is read. A run records its identities in data.json and in every checkpoint.
+An identity is saved, and compared when the data are opened again. Its fields are in IDENTITY. Its
+digests are of the names and sizes of the files in order, of the times of their last change, and of
+their contents. The times are ctimes, which programs cannot set. Equal times prove that nothing has
+changed; otherwise the contents are compared. Of large datasets only a sample is read.
+A run records its identities in data.json and in every checkpoint.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import logging
 import pathlib
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from dit_jax import sharding
@@ -29,17 +28,16 @@ logger = logging.getLogger("dit_jax")
 READ_WHOLE_BYTES, BLOCK_BYTES, MAX_FILES = 256 * 2**20, 2**16, 1024
 
 
-def _is_classes(value):
-    """Returns whether a value is None or a list of distinct strings, at least one."""
-    is_texts = schemas.list_of(schemas.is_string)
-    return value is None or (is_texts(value) and len(set(value)) == len(value) > 0)
+def _is_class_names(value):
+    """Returns whether a value is a list of distinct strings, at least one."""
+    return schemas.list_of(schemas.is_string)(value) and len(set(value)) == len(value) > 0
 
 
-# The fields of an identity. Digests are None for what the dataset does not have.
+# The fields of an identity. A field is None if the dataset has no such part.
 IDENTITY: Mapping[str, schemas.Check] = {
     "num_examples": schemas.is_count,
     "version": schemas.optional(schemas.is_string),
-    "classes": _is_classes,
+    "classes": schemas.optional(_is_class_names),
     "labels": schemas.optional(schemas.is_string),
     "captions": schemas.optional(schemas.is_string),
     "files": schemas.optional(schemas.is_string),
@@ -47,20 +45,20 @@ IDENTITY: Mapping[str, schemas.Check] = {
     "contents": schemas.optional(schemas.is_string),
     "bytes_read": schemas.is_count,
 }
-# The fields that describe the images themselves, for `digest`.
+# The fields that `digest` covers: they do not depend on times and class names.
 IMAGE_FIELDS = ("num_examples", "version", "labels", "captions", "files", "contents")
 
 
 def identify(source: sources.Source, recorded: dict | None = None) -> dict:
     """Returns the identity of a split as a JSON value.
 
-    Args:
-      recorded: an earlier identity. If nothing else has changed, its contents digest is reused.
+    Args: recorded, an earlier identity. If all other fields are equal, its contents digest is
+      reused.
     Raises: OSError if a file cannot be read.
     """
     names, sizes, times = source.files.names, source.files.sizes, source.files.times
     if (ranges := source.files.ranges) is not None:
-        names = [[name, *records] for name, records in zip(names, ranges, strict=True)]
+        names = [[name, *record_range] for name, record_range in zip(names, ranges, strict=True)]
     # Labels and captions that are in the files are covered by the contents digest.
     labels, captions = source.files.labels, source.files.captions
     identity = {
@@ -72,7 +70,7 @@ def identify(source: sources.Source, recorded: dict | None = None) -> dict:
         "files": digests.digest_json([list(names), sizes.tolist()]),
         "times": digests.digest_json([times.tolist()]),
     }
-    # ctimes are among the compared values, so if all are equal the contents are too.
+    # The times are among the compared fields, so the contents are equal if all fields are.
     if recorded and all(recorded.get(key) == value for key, value in identity.items()):
         return identity | {key: recorded[key] for key in ("contents", "bytes_read")}
     contents, bytes_read = _read_contents(source.files)
@@ -82,30 +80,29 @@ def identify(source: sources.Source, recorded: dict | None = None) -> dict:
 def _read_contents(split_files):
     """Returns (digest of the contents or of a sample of them, number of bytes read)."""
     # Deterministic, so that two identities of the same data sample the same blocks.
-    whole = split_files.sizes.sum() <= READ_WHOLE_BYTES
+    reads_whole = split_files.sizes.sum() <= READ_WHOLE_BYTES
     digest, bytes_read = hashlib.sha256(), 0
     num_files = len(split_files.names)
-    count = num_files if whole else min(num_files, MAX_FILES)
-    for i in np.linspace(0, num_files - 1, count).astype(int):
+    num_sampled = num_files if reads_whole else min(num_files, MAX_FILES)
+    for i in np.linspace(0, num_files - 1, num_sampled).astype(int):
         size = int(split_files.sizes[i])
+        starts, length = [0], size
+        if not reads_whole and size > 3 * BLOCK_BYTES:
+            starts, length = [0, (size - BLOCK_BYTES) // 2, size - BLOCK_BYTES], BLOCK_BYTES
         with split_files.path(i).open("rb") as file:
-            if whole or size <= 3 * BLOCK_BYTES:
-                starts, length = [0], size
-            else:
-                starts, length = [0, (size - BLOCK_BYTES) // 2, size - BLOCK_BYTES], BLOCK_BYTES
             for start in starts:
                 file.seek(start)
                 block = file.read(length)
-                # With its length, so that bytes moved from one block to the next change the digest.
+                # The length is digested too: bytes moved to the next block change the digest.
                 digest.update(len(block).to_bytes(8, "little") + block)
                 bytes_read += len(block)
     return digest.hexdigest()[:16], bytes_read
 
 
 def identify_contents(source: sources.Source) -> dict:
-    """Returns the identity of a split so that copies of small datasets have equal identities.
+    """Returns the identity of a split, without times if all contents were read.
 
-    If all contents were read, the times are left out; otherwise the result is that of `identify`.
+    So copies of a small dataset have equal identities.
     Raises: OSError if a file cannot be read.
     """
     identity = identify(source)
@@ -115,31 +112,28 @@ def identify_contents(source: sources.Source) -> dict:
 
 
 def digest(identity: dict) -> str:
-    """Returns a digest of an identity, 16 hexadecimal digits, from its IMAGE_FIELDS.
-
-    The times of the files and the class names are not part of it.
-    """
+    """Returns a digest of the IMAGE_FIELDS of an identity, 16 hexadecimal digits."""
     return digests.digest_json({key: identity[key] for key in IMAGE_FIELDS})
 
 
-def describe_changes(recorded: dict, now: dict) -> list[str]:
-    """Returns the differences between two identities in words; [] if the data are the same.
+def describe_changes(recorded: dict, current: dict) -> list[str]:
+    """Describes the differences between two identities; returns [] if the data are the same.
 
-    Values that are missing in one of them are not compared, such as labels or class names.
+    Fields that are missing in either identity, such as labels or class names, are not compared.
     """
 
     def differs(key):
-        values = recorded.get(key), now.get(key)
+        values = recorded.get(key), current.get(key)
         return None not in values and values[0] != values[1]
 
     changes = [
-        f"{key.replace('_', ' ')}: then {recorded[key]}, now {now[key]}"
+        f"{key.replace('_', ' ')}: then {recorded[key]}, now {current[key]}"
         for key in ("num_examples", "version")
         if differs(key)
     ]
     if differs("classes"):
-        changes.append(_compare_classes(recorded["classes"], now["classes"]))
-    # With other names or sizes, a difference of the contents says nothing new.
+        changes.append(_compare_classes(recorded["classes"], current["classes"]))
+    # If names or sizes differ, the contents differ too, which is no news.
     if differs("files"):
         changes.append("names or sizes of files differ")
     elif differs("contents"):
@@ -147,105 +141,91 @@ def describe_changes(recorded: dict, now: dict) -> list[str]:
     return changes + [f"{key} of images differ" for key in ("labels", "captions") if differs(key)]
 
 
-def _compare_classes(recorded, now):
-    """Returns the first difference between two different lists of class names, in words."""
-    if len(recorded) != len(now):
-        return f"number of classes: then {len(recorded)}, now {len(now)}"
-    i = next(i for i, pair in enumerate(zip(recorded, now, strict=True)) if pair[0] != pair[1])
-    then, today = (files.printable(names[i]) for names in (recorded, now))
-    return f"name of class {i}: then '{then}', now '{today}'"
+def _compare_classes(recorded, current):
+    """Describes the first difference between two lists of class names."""
+    if len(recorded) != len(current):
+        return f"number of classes: then {len(recorded)}, now {len(current)}"
+    pairs = enumerate(zip(recorded, current, strict=True))
+    i, (old, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    return f"name of class {i}: then '{files.printable(old)}', now '{files.printable(new)}'"
 
 
 def check(source: sources.Source, recorded: dict | None, owner: str) -> dict:
-    """Returns the identity of a split, or raises if it differs from the recorded identity.
+    """Returns the identity of a split, which must match the recorded identity if there is one.
 
-    Args:
-      recorded: the recorded identity, or None if there is none.
-      owner: what was made from the data, such as 'the run in DIR', for messages.
+    Args: owner, what was made from the data, such as 'the run in DIR', for messages.
     Raises: ValueError with the differences.
     """
-    now, size = identify(source, recorded), int(source.files.sizes.sum())
+    current, num_bytes = identify(source, recorded), int(source.files.sizes.sum())
     if not recorded:
-        return now
-    if changes := describe_changes(recorded, now):
+        return current
+    if changes := describe_changes(recorded, current):
         raise UserError(
             f"{source.origin} is not what {owner} was begun with:\n"
             + "".join(f"  {change}\n" for change in changes)
             + "Restore it as it was, or begin anew in another directory."
         )
-    # A sample of the contents proves less than equal times, so the user is told.
-    if now["bytes_read"] < size and recorded.get("times", now["times"]) != now["times"]:
+    # A sample of the contents proves less than equal times, so the user is warned.
+    times_differ = recorded.get("times", current["times"]) != current["times"]
+    if current["bytes_read"] < num_bytes and times_differ:
         logger.warning(
-            "files of %s were copied or changed since %s was begun: of their %s bytes %s were "
-            "compared, and are as then.",
+            "files of %s were copied or changed since %s was begun. Of their %s bytes %s were "
+            "compared; these have not changed.",
             source.origin,
             owner,
-            f"{size:,}",
-            f"{now['bytes_read']:,}",
+            f"{num_bytes:,}",
+            f"{current['bytes_read']:,}",
         )
-    # Recorded names are kept even if the dataset has no names now.
-    return now | {"classes": _keep_names(source, recorded.get("classes"), now["classes"])}
+    classes = _choose_class_names(source, recorded.get("classes"), current["classes"])
+    return current | {"classes": classes}
 
 
-def _keep_names(source, recorded, now):
+def _choose_class_names(source, recorded, current):
     """Returns the recorded class names, or the current ones if none are recorded.
 
     Warns if only one of the two has names.
     """
-    if recorded and not now:
-        logger.warning(
-            "%s has no names of classes now; those of then are kept: %s",
-            source.origin,
-            files.list_some(recorded),
-        )
-    if now and not recorded:
-        logger.warning(
-            "the classes of %s have had no names; now: %s", source.origin, files.list_some(now)
-        )
-    return recorded or now
+    if recorded and not current:
+        message = "the classes of %s have no names now; the recorded names are kept: %s"
+        logger.warning(message, source.origin, files.list_some(recorded))
+    if current and not recorded:
+        message = "the classes of %s had no names before; their names now: %s"
+        logger.warning(message, source.origin, files.list_some(current))
+    return recorded or current
 
 
 def check_splits(splits: Mapping[str, sources.Source], workdir: pathlib.Path) -> dict:
-    """Returns the identities of a run's data, or raises if the data differ from the recorded ones.
+    """Returns the identities of a run's data, which must match the recorded identities.
 
-    All processes must call this; the first one reads the files.
-
-    Args:
-      splits: {'train': source, 'eval': source}, or one of them.
+    All processes must call this function; the first one reads the files.
+    Args: splits, {'train': source, 'eval': source} or one of the two.
     Returns: {split: identity}; for moments also 'images', the identities of the encoded images.
     Raises: ValueError with the differences, in all processes.
     """
 
     def check_all():
-        # Only the first process reads the files; the others get its result below.
-        if jax.process_index() != 0:
-            return None
-        saved = checkpoint_files.saved_steps(
-            workdir
-        )  # before the first checkpoint the data may change
+        # Before the first checkpoint the data may change.
+        saved = checkpoint_files.saved_steps(workdir)
         recorded = load_data(workdir) if saved else {}
         if saved and not recorded:
-            logger.warning(
-                "%s has no record of its data but their number: see that they are as then.", workdir
-            )
-        now = {
-            name: check(source, recorded.get(name), f"the run in {workdir}")
-            for name, source in splits.items()
+            message = "%s has no identities of its data: make sure that the data are the same."
+            logger.warning(message, workdir)
+        identities = {
+            split: check(source, recorded.get(split), f"the run in {workdir}")
+            for split, source in splits.items()
         }
         metadata = next(iter(splits.values())).metadata
         images = {"images": metadata["dataset"]} if "dataset" in metadata else {}
-        return {**recorded, **now, **images}
+        return {**recorded, **identities, **images}
 
-    # As text, because that is what broadcast_text can send to the other processes.
-    text = json.dumps(sharding.in_every_process(check_all))
-    return json.loads(sharding.broadcast_text(text))
+    return sharding.broadcast_result(check_all)
 
 
 def get_training_images(data: dict) -> dict | None:
     """Returns the identity of a run's training images, or None if it is not recorded.
 
-    For a run on moments, it is the identity of the images that were encoded. `load_data` returns
-    the data.
+    For a run on moments, these are the images that were encoded.
+    Args: data, from `load_data`.
     """
     return data.get("images", data).get("train")
 
@@ -253,7 +233,7 @@ def get_training_images(data: dict) -> dict | None:
 def write_data(workdir: pathlib.Path, data: dict) -> None:
     """Writes data.json: {split: identity} of the data that the run is trained on.
 
-    All processes must call this; the first one writes.
+    All processes must call this function; the first one writes.
     Raises: OSError, in all processes.
     """
     path, text = workdir / "data.json", json.dumps(digests.with_digest(data), indent=1) + "\n"
@@ -263,14 +243,13 @@ def write_data(workdir: pathlib.Path, data: dict) -> None:
 
 
 def load_data(workdir: pathlib.Path) -> dict:
-    """Returns the data that `write_data` wrote, from data.json or else from a checkpoint.
+    """Returns {split: identity}, which `write_data` wrote, from data.json.
 
-    If data.json is missing or damaged, the newest checkpoint with a readable copy is used.
-    Returns: {split: identity}; {} if the workdir was converted, or written by an older version.
+    If data.json is missing or damaged, the newest checkpoint with a readable copy is used. The
+    result is {} if the workdir was converted, or written by an older version.
     Raises: files.LostError if the workdir does not exist, because it was moved.
     """
-    # Otherwise a workdir that was moved would look like one without records.
-    files.Directory(workdir)
+    files.Directory(workdir)  # raises for a moved workdir, which would look like one without data
     path = workdir / "data.json"
     for candidate in [path, *checkpoint_files.newest_first(workdir, "data")]:
         try:
@@ -289,9 +268,9 @@ def load_data(workdir: pathlib.Path) -> dict:
 def check_identities(value: object, name: object) -> None:
     """Raises unless a value from a file is {split: identity}.
 
-    A run on moments also has 'images', which holds {split: identity} of the encoded images. The
-    metadata of moments have identities without times.
-    Raises: ValueError with the name of the file and the wrong keys.
+    A run on moments also has 'images', {split: identity} of the encoded images. The identities in
+    the metadata of moments have no times.
+    Raises: ValueError with the name of the file and the invalid keys.
     """
     if not isinstance(value, dict):
         raise UserError(f"{files.printable(name)} holds no identities of datasets.")
@@ -299,9 +278,9 @@ def check_identities(value: object, name: object) -> None:
         if split == "images":
             check_identities(identity, f"{name}: {split}")
             continue
-        wrong = ["no object"]
+        invalid = ["no object"]
         if isinstance(identity, dict):
-            wrong = schemas.invalid_keys(identity, IDENTITY, {"times"})
-        if wrong:
+            invalid = schemas.list_invalid_keys(identity, IDENTITY, {"times"})
+        if invalid:
             shown = files.printable(f"{name}: {split}")
-            raise UserError(f"{shown} holds no identity of a dataset: {', '.join(wrong)}.")
+            raise UserError(f"{shown} holds no identity of a dataset: {', '.join(invalid)}.")

@@ -5,24 +5,23 @@ from collections.abc import Mapping
 from dit_jax.config import keys, ranges
 from dit_jax.errors import UserError
 
-# The sections that this module looks into.
+# The sections of a config.
 SECTIONS = {key.partition(".")[0] for key in keys.KEYS if "." in key}
 
 
 def check_section(key, value):
-    """Raises a ValueError unless the value of a section is an object with keys."""
+    """Raises ValueError unless the value of a section is an object with keys."""
     if not isinstance(value, dict) or not value:
-        raise UserError(f"{key}={ranges.shorten(value)} must be an object of keys.")
+        raise UserError(f"{key}={ranges.shorten(value)} must be an object with keys.")
 
 
 def complete(config: dict, reference: Mapping) -> dict:
-    """Returns a config with all current keys: missing ones are added, old ones are converted.
+    """Adds missing keys to a config and converts old ones, in place; returns the config.
 
-    The config is changed in place.
     Args: reference, a config of the same model with all current keys.
     Raises: ValueError for a section that is no object.
     """
-    # The config is not validated yet. Its sections must be objects before anything looks into them.
+    # The config is not validated yet, so any section may be no object.
     for section in SECTIONS & config.keys():
         check_section(section, config[section])
     if config.keys() == {"model"}:  # a converted network has no other sections
@@ -36,20 +35,21 @@ def complete(config: dict, reference: Mapping) -> dict:
     for key in ("scale", "shift"):  # the first versions had one number instead of a list
         if isinstance(latents.get(key), int | float):
             latents[key] = [latents[key]]
-    # setdefault: the keys that the config has stay as they are.
+    # A missing key gets the value that stands for what versions without the key did.
     for key, row in keys.KEYS.items():
         section, _, name = key.rpartition(".")
         current = reference.get(section, {}) if section else reference
         if row.old is not keys.NO_VALUE and name in current:
-            (config.setdefault(section, {}) if section else config).setdefault(name, row.old)
+            values = config.setdefault(section, {}) if section else config
+            values.setdefault(name, row.old)
     return config
 
 
 def _split_dropout(config):
-    """Replaces `model.class_dropout_prob`, in place, with two keys.
+    """Replaces `model.class_dropout_prob`, in place.
 
-    They are `model.null_condition` and `objective.condition_dropout`. The old key was 0 for a model
-    without a null class. Then the dropout has no effect, and `complete` adds its default.
+    `model.null_condition` and `objective.condition_dropout` take its place. The old key was 0 for
+    a model without a null class; the dropout then has no effect, and `complete` adds its default.
     """
     if "class_dropout_prob" in config["model"]:
         prob = config["model"].pop("class_dropout_prob")
@@ -64,9 +64,8 @@ def _split_dropout(config):
 def upgrade_sample(sample: dict) -> dict:
     """Returns sample settings with current keys instead of old ones.
 
-    `last_step_size` became `last_step_t`, the time at which the last step begins; 0 stood for the
-    default, which is None now. `num_images`, for pictures during training, is now a key outside of
-    `config.sample`.
+    `last_step_size` became `last_step_t`, the time at which the last step begins; its default was 0
+    and is now None. `num_images`, for pictures during training, is now outside `config.sample`.
 
     Args:
       sample: `config.sample`, or the settings in a row of evaluations.jsonl.

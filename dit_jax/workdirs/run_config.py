@@ -22,15 +22,15 @@ TRAINED = ("dit", "unet", "vae")  # the models that a run can train
 def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Raises unless a workdir has no checkpoints, or was trained with a compatible config.
 
-    Only keys that may change may differ, and data.name if the data are recorded. An empty digest in
-    `config` matches any value, because the run fills it in.
-    Raises: ValueError that lists the keys that differ and must not.
+    Keys that may change may differ; data.name also, if the identities of the data are recorded. An
+    empty digest in `config` matches any value, because the run fills it in.
+    Raises: ValueError that lists the keys that must not differ.
     """
     if not checkpoint_files.saved_steps(workdir):
         return  # before the first checkpoint, any config may be used
     saved, current = load_config(workdir), config.copy_and_resolve_references()
-    for either in (saved, current):
-        overrides.expand_paths(either)
+    overrides.expand_paths(saved)
+    overrides.expand_paths(current)
     differing = _compare(saved, current)
     # Recorded data are recognised by their contents, so their path may change.
     if identity.load_data(workdir):
@@ -39,22 +39,22 @@ def check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         lines = [f"  {key}: workdir {a!r}, now {b!r}\n" for key, (a, b) in differing.items()]
         raise UserError(
             f"{workdir} belongs to a run with another config:\n{''.join(lines)}"
-            "Choose another --workdir, or restore these values."
+            "Restore these values, or choose another --workdir."
         )
 
 
 def check_step(workdir: pathlib.Path, step: int) -> None:
     """Raises unless the config in a checkpoint is compatible with config.json.
 
-    If either cannot be read, nothing is compared.
-    Raises: OSError with the keys that differ and must not.
+    If one of the two cannot be read, they are not compared.
+    Raises: OSError with the keys that must not differ.
     """
     path = workdir / "checkpoints" / str(step) / "config" / "metadata"
     try:
         step_config = read_config(json_files.read_bytes(path), str(path))
         workdir_config = read_config(json_files.read_bytes(workdir / "config.json"), "config.json")
     except (OSError, ValueError):
-        return  # `load_config` reports it
+        return  # `load_config` reports the error
     # An empty digest was not known when the config was written, so it matches any value.
     differing = [
         f"{key} {a!r}, now {b!r}"
@@ -62,29 +62,25 @@ def check_step(workdir: pathlib.Path, step: int) -> None:
         if key != "data.name" and not (key.endswith("_digest") and "" in (a, b))
     ]
     if differing:
-        raise UserFileError(f"it is of another config than config.json: {'; '.join(differing[:5])}")
+        raise UserFileError(f"its config is not config.json: {'; '.join(differing[:5])}")
 
 
 def _compare(saved, current):
-    """Returns {key: (saved value, current value)} of the keys that differ and must not."""
+    """Returns {key: (saved value, current value)} of the keys that must not differ, but do."""
     saved, current = flatten(saved), flatten(current)
-    pairs = {
-        key: (saved.get(key, "none"), current.get(key, "none"))
-        for key in sorted(saved.keys() | current.keys())
-        if not keys.may_change(key)
-    }
-    # The run fills in an empty digest.
-    return {
-        key: (a, b)
-        for key, (a, b) in pairs.items()
-        if a != b and not (key.endswith("_digest") and b == "")
-    }
+    differing = {}
+    for key in sorted(saved.keys() | current.keys()):
+        old, new = saved.get(key, "none"), current.get(key, "none")
+        will_be_filled_in = key.endswith("_digest") and new == ""
+        if old != new and not will_be_filled_in and not keys.may_change(key):
+            differing[key] = (old, new)
+    return differing
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes config.json; callers do so only after all checks of the config have passed.
+    """Writes config.json. Callers must have checked the config.
 
-    All processes must call this; the first one writes.
+    All processes must call this function; the first one writes.
     Raises: OSError, in all processes.
     """
     path, text = workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n"
@@ -97,19 +93,19 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     """Returns the config of a workdir, locked.
 
     If config.json is missing, damaged, or has values of wrong types, the copy in the newest
-    checkpoint is used. Numbers out of their range are an error.
+    checkpoint is used.
     Raises: FileNotFoundError if the workdir has no config at all; ValueError if no config can be
-      read, or for numbers out of their range.
+      read, or for a number out of its range.
     """
     files.check_utf8(workdir)
     path = workdir / "config.json"
     saved = checkpoint_files.newest_first(workdir, "config")
     if not path.is_file() and not saved:
         raise MissingFileError(
-            f"no {path}: {workdir} must be a directory that dit_jax.train has written, or "
-            "dit_jax.convert."
+            f"no {path}: {workdir} must be a directory that dit_jax.train has written or "
+            "dit_jax.convert has written."
         )
-    # The newest copy that can be read wins; each one that is skipped is logged.
+    # config.json comes first, then the newest copy; each one that cannot be read is logged.
     problems = []
     for candidate in [path, *saved]:
         try:
@@ -126,7 +122,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def check_draws_images(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Raises a ValueError unless the workdir belongs to a noise predictor, which draws images."""
+    """Raises ValueError unless the workdir belongs to a noise predictor, which draws images."""
     name = config.model.name
     if name == "vae":
         raise UserError(f"{workdir} holds a 'vae', which decodes latents but does not sample.")
@@ -137,8 +133,8 @@ def check_draws_images(workdir: pathlib.Path, config: ConfigDict) -> None:
 def read_config(text: bytes | str, name: str) -> ConfigDict:
     """Returns the config in a JSON text, locked; older versions may have written the text.
 
-    Raises: ValueError, with the name of the text's source, for a text that is no config, or with
-      the key for a value of a wrong type.
+    Args: name, of the text's file, for messages.
+    Raises: ValueError for a text that is no config, or for a value of a wrong type.
     """
     config = json_files.parse_json(text, name, "the config of a run")
     model = config.get("model") if isinstance(config, dict) else None
@@ -155,39 +151,39 @@ def read_config(text: bytes | str, name: str) -> ConfigDict:
 
 
 def _check_ranges(config, path):
-    """Raises a ValueError, which names the file, unless all numbers are in their ranges."""
+    """Raises ValueError, with the file, unless all numbers are in their ranges."""
     try:
         keys.check(config)
     except ValueError as error:
         raise UserError(
-            f"{path}: {str(error).rstrip('.')}. Mend it; if config.json is damaged, remove it: a "
-            "checkpoint that was trained here holds a copy."
+            f"{path}: {str(error).rstrip('.')}. Correct the value. If config.json is damaged, "
+            "remove it: checkpoints of training hold a copy."
         ) from None
 
 
 def check_types(config: dict) -> None:
-    """Raises unless all keys of a complete config exist and their values have the right types.
+    """Raises unless a config has exactly the keys of its model's default, of the right types.
 
-    Of a converted network, the config has only 'model'.   Raises: ValueError with the key.
+    A converted network has only the section 'model'.   Raises: ValueError with the key.
     """
     name = config["model"]["name"]
     models.check_keys(config["model"])
     if config.keys() == {"model"}:  # a converted network
         return
     if name not in TRAINED:
-        raise UserError(f"a run trains {', '.join(TRAINED)}, no {name!r}.")
+        raise UserError(f"a run cannot train the model {name!r}, only {', '.join(TRAINED)}.")
     _check_types(config, default.get_config(name).to_dict())
 
 
 def _check_types(config, example, prefix=""):
     """Raises unless a config has the keys and types of the default config `example`.
 
-    The section `model` is left to `models.check_keys`. `prefix` begins the keys in messages.
+    `models.check_keys` checks the section `model`. In messages, `prefix` begins the keys.
     """
     if unknown := [f"{prefix}{name}" for name in config if name not in example]:
         raise UserError(
-            f"it has {files.list_some(unknown)}, which this version does not know: take the one "
-            "that wrote it."
+            f"it has {files.list_some(unknown)}, which this version does not know. Use the version "
+            "that wrote the config."
         )
     for name, value in example.items():
         key = f"{prefix}{name}"

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Submits a sweep to a GKE cluster through xpk: one workload to a cell, which the cluster queues.
+# Submits a sweep to a GKE cluster through xpk: one workload per cell, which the cluster queues.
 #
 #   CLUSTER=NAME TPU_TYPE=v5litepod-16 IMAGE=IMAGE STORAGE=NAME \
 #     experiments/launch/gke_xpk.sh --config CONFIG --workdir /mounted/DIR
 #
-# README.md says what image and cluster need. Run again it submits what is not done; delete
-# workloads that still run first.
+# README.md says what the image and the cluster need. Run again, it submits the unfinished cells.
+# Delete workloads that still run first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${CLUSTER:?is the name of the cluster}" "${TPU_TYPE:?is its type of slice}"
 : "${IMAGE:?has this repository in its working directory}" "${STORAGE:?is mounted for --workdir}"
 PYTHON=${PYTHON:-.venv/bin/python} # here
-PREFIX=${PREFIX:-dit}              # of the workloads' names
+PREFIX=${PREFIX:-dit}              # of the names of workloads
 
 number=0
 "$PYTHON" -m experiments.scaling.sweep --executor print "$@" | while read -r command; do

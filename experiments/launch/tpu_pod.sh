@@ -3,7 +3,7 @@
 #
 #   TPU=NAME ZONE=ZONE experiments/launch/tpu_pod.sh --config CONFIG --workdir /shared/DIR
 #
-# README.md says what the hosts need. Run again it goes on: cells that are done end at once.
+# README.md says what the hosts need. Run again, it continues: finished cells end at once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${TPU:?is the name of the slice}" "${ZONE:?is its zone}"
@@ -11,7 +11,8 @@ PYTHON=${PYTHON:-.venv/bin/python} # here
 ROOT=${ROOT:-dit_jax}              # this repository on the hosts, below the home directory
 
 "$PYTHON" -m experiments.scaling.sweep --executor print "$@" | while read -r command; do
-  # A cell that fails is recorded in its directory; the others go on. ssh would read their commands.
+  # A failed cell is recorded in its directory, and the others run. Without </dev/null, ssh would
+  # read their commands.
   gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
     --command="cd $ROOT && PATH=\$PWD/.venv/bin:\$PATH $command --distributed" </dev/null || true
 done

@@ -1,19 +1,19 @@
-"""Coordinate check of muP: how far a few training steps move the activations of DiTs by width.
+"""Coordinate check of muP: how far a few training steps move the activations, at several widths.
 
   python -m dit_jax.datasets.digits
   python -m experiments.mup.coordinate_check --config configs/digits.py
 
 The question is whether one learning rate fits all widths. DiTs of several widths, with the config's
-head size, take the same training steps. Each width runs twice: at the config's learning rate, and
+head size, take the same training steps. Each width runs twice: with the config's learning rate, and
 with `optim.mup_base_width` set to the config's hidden_size.
 
-The check measures rms(f_t(x) - f_0(x)) over the coordinates of f, for fixed x. f is the output of
-every module with a kernel, and 'stream', the output of the last block. A module whose movement
-grows with the width learns too fast in wide models; one whose movement shrinks stops learning
-there. The command prints the exponents of the growth. The JSON has a row for each run and step. A
-plot of the stream and of the network's output is written beside it, as .png.
+The check measures rms(f_t(x) - f_0(x)) over the coordinates of f, for fixed x. f is the output of a
+module with a kernel, or 'stream', the output of the last block. If its movement grows with the
+width, wide models learn too fast; if it shrinks, wide models stop learning.
 
-Few steps are needed: after many, activations have moved as far as they can at any width.
+The command prints the exponents of this growth. It writes a JSON with a row for each run and step,
+and beside it a plot of the stream and of the network's output as .png. Take few steps: after many,
+activations of all widths have moved as far as they can.
 Source: Yang et al. 2022, "Tensor Programs V", arXiv 2203.03466, appendix D.1.
 """
 
@@ -36,7 +36,7 @@ from dit_jax.data import loader
 from dit_jax.errors import UserError
 from dit_jax.evaluation import plot_style
 from dit_jax.system import files
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs, tasks
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger("dit_jax")
@@ -47,7 +47,7 @@ PANELS = {"stream": "last block's output", "final_layer/linear": "network's outp
 def set_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
     """Returns the config with another hidden_size and a constant learning rate.
 
-    Args: scaled, whether the learning rate depends on the width, by mup_base_width.
+    Args: scaled, whether to set mup_base_width, so that learning rates depend on the width.
     Raises: ValueError for a width that is no multiple of the config's head size.
     """
     size = config.model.hidden_size
@@ -55,14 +55,14 @@ def set_width(config: ConfigDict, width: int, scaled: bool) -> ConfigDict:
     if width < 1 or width % head_size:
         raise UserError(f"{width=} must be a multiple of the config's head size, {head_size}.")
     config = config.copy_and_resolve_references()
-    # The head size stays: muP's scaling of attention scores is then the same at all widths.
+    # The head size stays, so that muP scales attention scores equally at all widths.
     config.model.update(hidden_size=width, num_heads=width // head_size)
     config.optim.update(schedule="constant", warmup_steps=0, mup_base_width=size if scaled else 0)
     return config
 
 
 def measure_movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
-    """Trains a config of `set_width` and measures how far each module's output moves.
+    """Trains a config of `set_width`, and measures how far each module's output moves.
 
     A seed sets parameters, times, noise and dropped labels. config.seed sets the images.
     Returns: rows {'width', 'scaled', 'seed', 'step', 'moved': {name: rms}}, for each seed and step.
@@ -71,16 +71,20 @@ def measure_movements(config: ConfigDict, steps: int, seeds: int) -> list[dict]:
     source = latents.open_split(config, "train")
     devices = jax.devices()[:1]
     mesh = sharding.make_mesh(config.mesh, devices)
-    config, frozen = frozen_networks.load(config, mesh, source.metadata)
+    config, frozen = tasks.choose(config).load_frozen(config, mesh, source.metadata)
     program = programs.make_program(config, devices)
     frozen = frozen.with_records(config, mesh, source)
     step_fn = programs.compile_train_step(program)
     iterator = loader.TrainIterator(
         source, config, sharding.local_rows(program.mesh, config.batch_size)
     )
-    # Every seed trains on the same batches; the last batch is the fixed input x of f.
-    *batches, fixed = (sharding.put_batch(program.mesh, next(iterator)) for _ in range(steps + 1))
-    examples = program.task.examples(fixed, jax.random.key(config.seed), frozen, dropout=False)
+    # Every seed trains on the same batches. The last batch is the fixed input x of f.
+    *batches, fixed_batch = (
+        sharding.put_batch(program.mesh, next(iterator)) for _ in range(steps + 1)
+    )
+    examples = program.task.draw_examples(
+        fixed_batch, jax.random.key(config.seed), frozen, dropout=False
+    )
     activations = compile_activations(program, frozen, examples)
     rows = []
     for seed in range(seeds):
@@ -104,7 +108,7 @@ def compute_rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def compile_activations(program: programs.Program, frozen: frozen_networks.Frozen, examples):
+def compile_activations(program: programs.Program, frozen: tasks.Frozen, examples):
     """Returns a jitted `activations(params) -> {name: array}` for fixed examples.
 
     Arrays of modules inside the blocks have a leading axis [L] over the blocks.
@@ -123,11 +127,11 @@ def compile_activations(program: programs.Program, frozen: frozen_networks.Froze
                     outputs["stream"].append(args[0])
             return result
 
-        # Without jit lax.scan is a Python loop, so the interceptor gets the values of every block.
+        # Without jit, lax.scan is a Python loop, so the interceptor gets the values of every block.
         with jax.disable_jit(), nn.intercept_methods(intercept):
-            program.task.losses(params, frozen, examples)
-        # Flax traces the body of the scan once before the loop. Those tracers come first in each
-        # list and are of another trace, so only the last `depth` values are usable.
+            program.task.compute_losses(params, frozen, examples)
+        # Flax traces the body of the scan once before the loop. These unusable tracers come first
+        # in each list, so only the last `depth` values are taken.
         depth = program.model.depth
         return {
             name: jnp.stack(values[-depth:] if name.startswith("blocks/") else values)
@@ -138,10 +142,7 @@ def compile_activations(program: programs.Program, frozen: frozen_networks.Froze
 
 
 def average_seeds(rows: list[dict], step: int) -> pd.DataFrame:
-    """Returns how far each module, a column, has moved after a step: the mean over seeds.
-
-    The index has a value of KINDS and the width.
-    """
+    """Returns means over seeds of the movements after a step [(value of KINDS, width), module]."""
     moved = [
         {"kind": KINDS[row["scaled"]], "width": row["width"], **row["moved"]}
         for row in rows
@@ -155,7 +156,7 @@ def fit_exponents(rows: list[dict], step: int) -> pd.DataFrame:
 
     def fit(moved):
         widths = moved.index.get_level_values("width")
-        # What has not moved at all has no logarithm.
+        # A movement of 0 has no logarithm.
         return np.polyfit(np.log(widths), np.log(moved), 1)[0] if moved.all() else np.nan
 
     return average_seeds(rows, step).groupby("kind").agg(fit).T
@@ -172,7 +173,7 @@ def format_exponents(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict]):
-    """Returns a matplotlib Figure of PANELS after the last step; lines are means, points seeds."""
+    """Draws PANELS after the last step: means as lines, seeds as points; returns the Figure."""
     matplotlib = plot_style.import_matplotlib()
 
     step = max(row["step"] for row in rows)
@@ -184,15 +185,15 @@ def draw(rows: list[dict]):
         panels = figure.subplots(len(PANELS), sharex=True)
         for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             for i, (scaled, kind) in enumerate(KINDS.items()):
-                selected = [r for r in rows if (r["scaled"], r["step"]) == (scaled, step)]
-                points = [(row["width"], row["moved"][name]) for row in selected]
+                last = [row for row in rows if row["scaled"] == scaled and row["step"] == step]
+                points = [(row["width"], row["moved"][name]) for row in last]
                 look = dict(color=plot_style.COLORS[1 - i], marker=plot_style.MARKERS[i])
                 moved, p = means.loc[kind, name], exponents.loc[name, kind]
                 axes.plot(moved.index, moved, label=f"{kind}, $p = {p:.2f}$", **look)
                 plot_style.draw_seeds(axes, points, look["color"])
             # On log axes a power of the width is a straight line.
-            plot_style.log_scale(axes.xaxis)
-            plot_style.log_scale(axes.yaxis)
+            plot_style.set_log_scale(axes.xaxis)
+            plot_style.set_log_scale(axes.yaxis)
             axes.set_ylabel(f"moved after {step} steps (rms)")
             axes.set_title(label, loc="left", fontsize=8)
             axes.legend(frameon=False)
@@ -204,7 +205,7 @@ def draw(rows: list[dict]):
 
 def write(out: pathlib.Path, config: ConfigDict, rows: list[dict]) -> None:
     """Writes the .json, with a line for each row, and the plot beside it as .png."""
-    head = {
+    setup = {
         "base_width": config.model.hidden_size,
         "learning_rate": config.optim.learning_rate,
         "batch_size": config.batch_size,
@@ -213,7 +214,7 @@ def write(out: pathlib.Path, config: ConfigDict, rows: list[dict]) -> None:
         "jax": jax.__version__,
     }
     lines = ",\n".join(map(json.dumps, rows))
-    text = f'{{"of": {json.dumps(head)},\n"rows": [\n{lines}\n]}}\n'
+    text = f'{{"of": {json.dumps(setup)},\n"rows": [\n{lines}\n]}}\n'
     files.replace_text(out, text)
     plot_style.save(draw(rows), out.with_suffix(".png"))
 
@@ -223,11 +224,11 @@ def main(_):
     cli.check_out(out, (".json",))
     widths = sorted(set(FLAGS.widths))
     if len(widths) < 2:
-        raise UserError(f"--widths={widths[0]}: an exponent needs two or more.")
+        raise UserError(f"--widths={widths[0]} is one width: an exponent needs two or more.")
     rows = []
-    # All configs are made before the first run, so that a wrong width raises at once.
-    for changed in [set_width(config, width, scaled) for width in widths for scaled in KINDS]:
-        rows += measure_movements(changed, FLAGS.steps, FLAGS.seeds)
+    # All configs are made before the first run, so that an invalid width raises at once.
+    for wide_config in [set_width(config, width, scaled) for width in widths for scaled in KINDS]:
+        rows += measure_movements(wide_config, FLAGS.steps, FLAGS.seeds)
         logger.info("width %d, %s: done", rows[-1]["width"], KINDS[rows[-1]["scaled"]])
     write(out, config, rows)
     print(format_exponents(rows))
@@ -237,7 +238,7 @@ def main(_):
 if __name__ == "__main__":
     cli.define_config()
     results = pathlib.Path(__file__).parent / "results" / "coordinate_check.json"
-    cli.define_path("out", str(results), "The measurements, .json.")
+    cli.define_path("out", str(results), "The .json to write.")
     parser = parsers.ListParser(int)
     flags.DEFINE(parser, "widths", "32,64,128,256", "Values of hidden_size.")
     flags.DEFINE_integer("steps", 5, "Training steps.", lower_bound=1)

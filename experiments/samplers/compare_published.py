@@ -1,16 +1,15 @@
-"""Comparison of samplers with the published programs of the same names, on data with known flow.
+"""Comparison of samplers with published programs of the same names, on data with a known solution.
 
   python -m experiments.samplers.compare_published  # writes originals.jsonl here, in a minute
   python -m experiments.samplers.page               # writes docs/samplers.md from the results
 
-The question is how far the results differ, and which is closer to the exact solution. Only samplers
-whose steps differ on purpose are compared. The steps of the published programs are written here in
-NumPy, at the same times as the sampler's. x_0 is a scalar from a mixture of two Gaussians, so the
-denoiser and the end of the probability flow are known exactly. Everything is computed in f64.
+The questions are how far the results differ, and which result is closer to the exact solution. Only
+samplers whose steps differ on purpose are compared. The steps of the published programs are written
+here in NumPy, with the times of the sampler. x_0 is a scalar from a mixture of two Gaussians, so
+the denoiser and the end of the probability flow are known exactly. All values are f64.
 """
 
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -23,7 +22,7 @@ from absl import flags
 from configs import default
 from dit_jax import cli, diffusion
 from dit_jax.diffusion import samplers, solvers
-from dit_jax.system import files
+from experiments.samplers import compare
 
 FLAGS = flags.FLAGS
 WEIGHTS, MEANS, STDS = np.array([[[0.3, 0.7]], [[-1.0, 0.6]], [[0.2, 0.4]]])  # of the mixture
@@ -51,7 +50,7 @@ def denoise(xp, x_t, alpha, sigma):
     return (p * means).sum(axis=1) / p.sum(axis=1)
 
 
-def exact(alpha: float, sigma: float, x_t: np.ndarray) -> np.ndarray:
+def solve_exactly(alpha: float, sigma: float, x_t: np.ndarray) -> np.ndarray:
     """Returns the x_0 [n] at the end of the probability flow from x_t [n].
 
     In one dimension trajectories cannot cross, so the flow preserves quantiles.
@@ -65,10 +64,10 @@ def exact(alpha: float, sigma: float, x_t: np.ndarray) -> np.ndarray:
     return np.interp(cdf(x_t, alpha, sigma), cdf(x_0, 1.0, 0.0), x_0)
 
 
-def lms(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
+def sample_lms(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Samples with the order-4 LMS of k-diffusion and diffusers; returns x_0 [n] from x [n].
 
-    It begins with steps of order 1, 2 and 3 and does not correct them later.
+    The first steps have order 1, 2 and 3, and are not corrected later.
     """
     # The ODE is solved for z = x_t / alpha in the variable sigma / alpha, where dz = rate d ratio.
     alpha, ratio = process.alpha(t), process.sigma(t) / process.alpha(t)
@@ -84,8 +83,8 @@ def lms(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
     return z
 
 
-def dpm_solver(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Samples with DPM-Solver++ 2M as in its authors' code, then takes a denoising step.
+def sample_dpm_solver(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Samples with DPM-Solver++ 2M as its authors' code does, then takes a denoising step.
 
     With fewer than 10 steps, the last step before the denoising step has order 1.
     """
@@ -101,8 +100,8 @@ def dpm_solver(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.n
     return denoise(np, x, alpha[-1], sigma[-1])
 
 
-def euler(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Samples with Euler's method on dx_t / dt, as the codes of score SDEs and SiT do for VP."""
+def sample_euler(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Samples with Euler's method on dx_t / dt, as the code of score SDEs and SiT does for VP."""
     for start, end in itertools.pairwise(t):
         (d_alpha, d_sigma), sigma = process.velocity(start), process.sigma(start)
         x_0 = denoise(np, x, process.alpha(start), sigma)
@@ -111,13 +110,17 @@ def euler(process: diffusion.Process, t: np.ndarray, x: np.ndarray) -> np.ndarra
     return x
 
 
-ORIGINALS: dict[str, Callable] = {"LMS": lms, "DPM-Solver++ 2M": dpm_solver, "Euler in t": euler}
+ORIGINALS: dict[str, Callable] = {
+    "LMS": sample_lms,
+    "DPM-Solver++ 2M": sample_dpm_solver,
+    "Euler in t": sample_euler,
+}
 
 
 def measure(rows: tuple = ROWS) -> Iterator[dict]:
-    """Yields a result per row: the sampler's distance from the original, and the error of each.
+    """Yields a result per row: the sampler's difference from the original, and both errors.
 
-    All are largest absolute values over samples, divided by the largest exact |x_0|.
+    They are the largest absolute values over samples, divided by the largest exact |x_0|.
     """
     for process_name, name, original, grid, steps in rows:
         config = default.get_config("dit", process_name)
@@ -127,10 +130,10 @@ def measure(rows: tuple = ROWS) -> Iterator[dict]:
             x_0, times, x_T = _run(process, config.sample)
         original_x_0 = ORIGINALS[original](process, times, x_T)
         first = times[:1]
-        right = exact(process.alpha(first)[0], process.sigma(first)[0], x_T)  # exact x_0 [n]
+        exact_x_0 = solve_exactly(process.alpha(first)[0], process.sigma(first)[0], x_T)
 
-        def largest(difference, right=right):
-            return float(f"{np.abs(difference).max() / np.abs(right).max():.3g}")
+        def get_largest(difference, exact_x_0=exact_x_0):
+            return float(f"{np.abs(difference).max() / np.abs(exact_x_0).max():.3g}")
 
         yield {
             "process": process_name,
@@ -138,24 +141,24 @@ def measure(rows: tuple = ROWS) -> Iterator[dict]:
             "original": original,
             "grid": grid,
             "steps": steps,
-            "difference": largest(x_0 - original_x_0),
-            "error": largest(x_0 - right),
-            "original_error": largest(original_x_0 - right),
+            "difference": get_largest(x_0 - original_x_0),
+            "error": get_largest(x_0 - exact_x_0),
+            "original_error": get_largest(original_x_0 - exact_x_0),
         }
 
 
 def _run(process, config):
-    """Runs a sampler; returns (x_0 [n], the times of its grid, x_T [n])."""
+    """Runs a sampler of this project; returns x_0 [n], the times of its grid, x_T [n]."""
     sampler = samplers.build(config, process, "eps")
     alphas, sigmas = (jnp.asarray(f(sampler.times)) for f in (process.alpha, process.sigma))
 
-    # This network is the exact denoiser, so that every error is the solver's.
+    # The network is the exact denoiser, so that all errors come from the solver.
     def network(x_t, i):
         x_0 = denoise(jnp, x_t, alphas[i], sigmas[i])
         return solvers.Denoised(x_0, (x_t - alphas[i] * x_0) / sigmas[i], None)
 
     x_T = process.x_T_std * X_T
-    parts = [(network, len(sampler.grid) - 1)]
+    parts = [(network, len(sampler.grid) - 1)]  # one network for all steps
     problem = solvers.Problem(process, sampler.grid, parts, noise=None)
     x_0, _ = jax.jit(lambda x_T: sampler.solve(problem, x_T))(jnp.asarray(x_T))
     return np.asarray(x_0), sampler.grid, x_T
@@ -164,11 +167,7 @@ def _run(process, config):
 def main(_):
     out = FLAGS.out
     cli.check_out(out, (".jsonl",))
-    texts = []
-    for line in measure():
-        texts.append(json.dumps(line))
-        print(texts[-1], flush=True)
-    files.replace_text(out, "\n".join(texts) + "\n")
+    compare.write_results(out, measure())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m experiments.samplers.page [--results FILE] [--originals FILE] [--out docs/samplers.md]
 """
 
-import json
 import pathlib
 import string
 
@@ -17,54 +16,52 @@ HERE = pathlib.Path(__file__).parent
 FLAGS = flags.FLAGS
 
 
-def make_results_table(lines: list[dict]) -> str:
-    """Returns a Markdown table with a row per sampler.
+def make_results_table(results: list[dict]) -> str:
+    """Returns a Markdown table with a row per sampler, from the results of compare.py.
 
     Each row has `fd_pixels` at every guidance scale, and its change relative to the first row.
     """
-    guided = " | ".join(f"guidance {scale:g} | to the first" for scale in compare.GUIDANCE)
-    text = [f"| process | sampler | grid | steps | passes | {guided} | images/s |"]
-    text.append("|---" * (6 + 2 * len(compare.GUIDANCE)) + "|")
-    # A sampler has consecutive lines, one for each guidance scale.
-    size = len(compare.GUIDANCE)
-    for start in range(0, len(lines), size):
-        # `zip` pairs each line with the first sampler's line at the same guidance.
-        row, cells = lines[start], []
-        for line, first in zip(lines[start : start + size], lines, strict=False):
-            ratio = line["fd_pixels"] / first["fd_pixels"]
-            cells.append(f"{line['fd_pixels']:.3f} | {ratio - 1:+.0%}")
+    guided_columns = " | ".join(f"guidance {scale:g} | to the first" for scale in compare.GUIDANCE)
+    lines = [f"| process | sampler | grid | steps | passes | {guided_columns} | images/s |"]
+    lines.append("|---" * (6 + 2 * len(compare.GUIDANCE)) + "|")
+    # A sampler has consecutive results, one for each guidance scale.
+    scales = len(compare.GUIDANCE)
+    first_sampler = results[:scales]
+    for start in range(0, len(results), scales):
+        of_sampler = results[start : start + scales]
+        cells = []
+        for result, first in zip(of_sampler, first_sampler, strict=True):
+            ratio = result["fd_pixels"] / first["fd_pixels"]
+            cells.append(f"{result['fd_pixels']:.3f} | {ratio - 1:+.0%}")
+        row = of_sampler[0]
         grid = row["grid"] + (f", churn {row['churn']:g}" if "churn" in row else "")
-        text.append(
+        lines.append(
             f"| {row['process']} | {row['sampler']} | {grid} | {row['steps']} | {row['passes']} | "
             f"{' | '.join(cells)} | {row['img_per_s']:.0f} |"
         )
-    return "\n".join(text)
+    return "\n".join(lines)
 
 
-def make_originals_table(lines: list[dict]) -> str:
-    """Returns a Markdown table with a row per line of experiments.samplers.compare_published."""
-    text = ["| process | sampler | program | grid | steps | apart | error here | its error |"]
-    text.append("|---" * 8 + "|")
-    for line in lines:
-        # Less than 1e-12 is rounding in f64.
-        apart = f"{line['difference']:.2g}" if line["difference"] > 1e-12 else "0"
-        text.append(
-            f"| {line['process']} | {line['sampler']} | {line['original']} | {line['grid']} | "
-            f"{line['steps']} | {apart} | {line['error']:.2g} | {line['original_error']:.2g} |"
+def make_originals_table(results: list[dict]) -> str:
+    """Returns a Markdown table with a row per result of compare_published.py."""
+    lines = ["| process | sampler | program | grid | steps | apart | error here | its error |"]
+    lines.append("|---" * 8 + "|")
+    for row in results:
+        # Differences below 1e-12 are rounding in f64.
+        apart = f"{row['difference']:.2g}" if row["difference"] > 1e-12 else "0"
+        lines.append(
+            f"| {row['process']} | {row['sampler']} | {row['original']} | {row['grid']} | "
+            f"{row['steps']} | {apart} | {row['error']:.2g} | {row['original_error']:.2g} |"
         )
-    return "\n".join(text)
-
-
-def _read(path):
-    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+    return "\n".join(lines)
 
 
 def main(_):
-    lines = _read(FLAGS.results)
-    first = lines[0]
+    results = compare.read_results(FLAGS.results)
+    first = results[0]
     text = string.Template((HERE / "page.md").read_text()).substitute(
-        table=make_results_table(lines),
-        originals=make_originals_table(_read(FLAGS.originals)),
+        table=make_results_table(results),
+        originals=make_originals_table(compare.read_results(FLAGS.originals)),
         num=f"{first['num']:,}",
         halves=f"{first['fd_pixels_real_halves']:.3f}",
         device=first["device"],
@@ -75,7 +72,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    cli.define_path("results", str(HERE / "results.jsonl"), "Of compare.")
-    cli.define_path("originals", str(HERE / "originals.jsonl"), "Of compare_published.")
+    cli.define_path("results", str(HERE / "results.jsonl"), "Results of compare.")
+    cli.define_path("originals", str(HERE / "originals.jsonl"), "Results of compare_published.")
     cli.define_path("out", "docs/samplers.md", "The page to write.")
     cli.run(main)

@@ -1,12 +1,14 @@
-"""Command that writes the rows of a sweep's cells as one table, and samples of its models.
+"""Command that writes the table of a sweep, and samples of its models.
 
   python -m experiments.scaling.collect --workdir DIR --out table.csv [--samples samples.npz]
   python -m experiments.scaling.collect --workdir DIR --where cfg_scale=1.5 --out table.csv
 
 The table has the evaluations that the sweep's last run made in each cell. With --where it has all
-evaluations in the cells that match, also those by `dit_jax.evaluate`. Evaluations with different
-settings are an error. fits/table.py describes the columns. Beside the table, `<out>.cost.json` has
-the cost of the cells: its times differ from run to run, and nothing in the table does.
+matching evaluations in the cells, also those by `dit_jax.evaluate`. Evaluations with different
+settings are an error. fits/table.py describes the columns.
+
+The cost of the cells is in `<out>.cost.json` beside the table. Its times differ from run to run;
+nothing in the table does.
 """
 
 import numpy as np
@@ -25,8 +27,8 @@ def main(_):
     cli.check_out(out, (".csv",))
     if FLAGS.samples:
         cli.check_out(FLAGS.samples, (".npz",), "--samples=")
-    lines = collect.write(workdir, out, where)
-    print(f"{out}: {len(lines)} rows of {len({line['cell'] for line in lines})} cells")
+    rows = collect.write(workdir, out, where)
+    print(f"{out}: {len(rows)} rows of {len({row['cell'] for row in rows})} cells")
     if FLAGS.samples:
         arrays = collect.read_samples(workdir, where)
         files.replace(FLAGS.samples, lambda f: np.savez_compressed(f, **arrays))
@@ -34,8 +36,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    cli.define_path("workdir", None, "Directory of a sweep.", required=True)
+    cli.define_path("workdir", None, "Directory of the sweep.", required=True)
     cli.define_path("out", None, "The .csv to write.", required=True)
     cli.define_path("samples", None, "Write samples of all models to this .npz.")
-    flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows of which this is true.")
+    flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows for which this is true.")
     cli.run(main)

@@ -3,7 +3,7 @@
   python -m experiments.scaling.fit --table FILE.csv [--quality eval_mse] [--out fit.json]
 
 Quality is a loss or a distance; lower is better. A fit that needs more points than the table has is
-left out, with the reason. The JSON has everything that `fits.fit.fit_study` returns.
+left out, with the reason. The JSON is the result of `fits.fit.fit_study`.
 """
 
 import json
@@ -32,6 +32,6 @@ def main(_):
 if __name__ == "__main__":
     cli.define_path("table", None, "CSV file of the study.", required=True)
     flags.DEFINE_string("quality", "eval_mse", "Column: eval_mse, eval_loss, fd_pixels, fid.")
-    flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows of which this is true.")
-    cli.define_path("out", None, "The fits; beside the table by default, as NAME.fit.json.")
+    flags.DEFINE_multi_string("where", None, "NAME=VALUE,...: only rows for which this is true.")
+    cli.define_path("out", None, "The .json to write; by default NAME.fit.json beside the table.")
     cli.run(main)

@@ -3,9 +3,8 @@
   python -m experiments.scaling.report --table experiments/depth_width_tokens/results/digits.csv \
       --page experiments/depth_width_tokens/page.md --out experiments/depth_width_tokens/README.md
 
-A template names fields of `fits.report.make_fields` in braces, so that no number is typed by hand:
-{eval_mse[largest][relative_error]:+.1%} is a value of the fits to eval_mse. The syntax is that of
-str.format without attributes; a width has at most three digits.
+A template names fields of `fits.report.make_fields` in braces, so that no number is typed by hand.
+For example, {eval_mse[largest][relative_error]:+.1%} is a value of the fits to eval_mse.
 """
 
 from absl import flags
@@ -21,14 +20,13 @@ FLAGS = flags.FLAGS
 def main(_):
     page, out = FLAGS.page, FLAGS.out
     cli.check_out(out, (".md",))
-    # The template is read first, because only the fits that it names are made.
-    template, named = report.read_page(page)
-    values = report.make_fields(FLAGS.table, FLAGS.qualities, out, named)
+    template, used_names = report.read_page(page)
+    values = report.make_fields(FLAGS.table, FLAGS.qualities, out, used_names)
     try:
-        text = report.fill(template, values)
+        text = report.fill_template(template, values)
     except (KeyError, IndexError) as error:
         raise UserError(
-            f"{page} asks for {error}, which {FLAGS.table} does not give; there are "
+            f"{page} uses the field {error}, which {FLAGS.table} does not give. The fields are "
             f"{', '.join(values)}."
         ) from error
     except (ValueError, TypeError) as error:

@@ -1,11 +1,11 @@
-"""A sheet of samples by several models for the same prompts, with the dataset's own images.
+"""A sheet of samples by several models for the same prompts, beside images of the dataset.
 
   python -m experiments.unet_vs_dit.sample_sheet --workdir runs/emoji/dit --name DiT \
       --workdir runs/emoji/unet --name UNet --prompt "grinning face" --prompt "red heart" \
       --num 4 --cfg_scale 3 --out sheet.png
 
 All models draw the images of a prompt from the same noise. If a prompt is a caption of the dataset,
-its image is shown, and the prompt is marked as trained on or held out. Other prompts have no image.
+the sheet has its image and marks it as trained on or held out. Other prompts have no image.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ from dit_jax.sampling import generate, pictures, runs
 
 FLAGS = flags.FLAGS
 # Pixels: side of an image, width of a letter, height of the names at the top, gap between panels.
-CELL, LETTER, TOP, BETWEEN = 64, 9, 40, 12
+SIDE, LETTER, TOP, GAP = 64, 9, 40, 12
 
 
 def find_real(config: ConfigDict, prompts: Sequence[str]) -> dict[str, tuple[str, np.ndarray]]:
@@ -48,10 +48,10 @@ def sample(workdir: pathlib.Path, prompts: Sequence[str], num: int, seed: int, s
     Raises: as `runs.load`.
     """
     trained = runs.load(workdir, settings=settings)
-    sample = trained.make_sample_fn()
+    sample_fn = trained.make_sample_fn()
     images = [
         generate.generate(
-            sample,
+            sample_fn,
             trained.params,
             trained.condition.request([prompt] * num),
             seed,
@@ -74,59 +74,59 @@ def draw(
     """
     matplotlib = plot_style.import_matplotlib()
 
+    # A prompt without an image in the dataset has a white one.
+    image_shape = next(iter(panels.values())).shape[2:]
+    missing = "in no caption", np.full(image_shape, 255, np.uint8)
+    origins = {prompt: real.get(prompt, missing) for prompt in prompts}
+    data = np.stack([origins[prompt][1] for prompt in prompts])[:, None]
+    texts = {prompt: f"{plot_style.escape(prompt)}\n({origins[prompt][0]})" for prompt in prompts}
     # The column of prompts is as wide as the longest line of text in it.
-    cell = max(CELL, next(iter(panels.values())).shape[2])
-    texts = {
-        p: f"{plot_style.literal(p)}\n({real[p][0] if p in real else 'in no caption'})"
-        for p in prompts
-    }
-    names = LETTER * max(len(line) for text in texts.values() for line in text.split("\n"))
-    # A white image stands for prompts that are no caption of the dataset.
-    blank = np.full(next(iter(panels.values())).shape[2:], 255, np.uint8)
-    data = np.stack([real[p][1] if p in real else blank for p in prompts])[:, None]
+    prompts_width = LETTER * max(len(line) for text in texts.values() for line in text.split("\n"))
+    side = max(SIDE, image_shape[0])
     grids = {
-        name: pictures.image_grid(images.reshape(-1, *images.shape[2:]), images.shape[1], cell)
+        name: pictures.image_grid(images.reshape(-1, *images.shape[2:]), images.shape[1], side)
         for name, images in {"data": data, **panels}.items()
     }
     height = next(iter(grids.values())).shape[0]
-    total = names + sum(BETWEEN + grid.shape[1] for grid in grids.values()), TOP + height
+    total = prompts_width + sum(GAP + grid.shape[1] for grid in grids.values()), TOP + height
     # Axes are placed by hand, so that pixels of the panels and of the figure coincide.
     with matplotlib.rc_context(plot_style.STYLE):
         figure = matplotlib.figure.Figure(figsize=[pixels / plot_style.DPI for pixels in total])
-        left = names
+        left = prompts_width
         for name, grid in grids.items():
-            left += BETWEEN
+            left += GAP
             box = left, 0, grid.shape[1], height
             axes = figure.add_axes([b / t for b, t in zip(box, 2 * total, strict=True)])
             axes.imshow(grid, interpolation="none", aspect="auto")
             axes.axis("off")
-            at = (left + grid.shape[1] / 2) / total[0], 1 - TOP / 2 / total[1]
-            figure.text(*at, plot_style.literal(name), ha="center", va="center")
+            x, y = (left + grid.shape[1] / 2) / total[0], 1 - TOP / 2 / total[1]
+            figure.text(x, y, plot_style.escape(name), ha="center", va="center")
             left += grid.shape[1]
         for i, prompt in enumerate(prompts):
-            at = names / total[0], (height - (i + 0.5) * height / len(prompts)) / total[1]
-            figure.text(*at, texts[prompt], ha="right", va="center", fontsize=6)
+            y = (height - (i + 0.5) * height / len(prompts)) / total[1]
+            x = prompts_width / total[0]
+            figure.text(x, y, texts[prompt], ha="right", va="center", fontsize=6)
     return figure
 
 
-def name_models(given: Sequence[str], workdirs: Sequence[pathlib.Path]) -> list[str]:
-    """Returns the names of the models: the given ones, by default their directories' names.
+def name_models(names: Sequence[str], workdirs: Sequence[pathlib.Path]) -> list[str]:
+    """Returns the names of the models; without names, those of their workdirs.
 
-    Raises: ValueError if two names are equal, or if there are more or fewer than workdirs.
+    Raises: ValueError if two names are equal, or if there are more or fewer names than workdirs.
     """
-    model_names = list(given) or [workdir.name for workdir in workdirs]
+    model_names = list(names) or [workdir.name for workdir in workdirs]
     if len({*model_names}) < len(model_names) or len(model_names) != len(workdirs):
         raise UserError(
-            f"give every --workdir a --name of its own: {len(workdirs)} have the names "
-            f"{', '.join(model_names)}."
+            f"{len(workdirs)} workdirs have the names {', '.join(model_names)}. Give every "
+            "--workdir its own --name."
         )
     return model_names
 
 
 def define_workdirs() -> None:
     """Defines the flags --workdir and --name, each of which may be repeated."""
-    cli.define_paths("workdir", "Of a model of captions; repeat.")
-    flags.DEFINE_multi_string("name", [], "Of each --workdir; by default the directory's.")
+    cli.define_paths("workdir", "Workdir of a model of captions; repeat.")
+    flags.DEFINE_multi_string("name", [], "Name of each --workdir; by default the directory's.")
 
 
 def main(_):
@@ -147,8 +147,8 @@ def main(_):
 if __name__ == "__main__":
     define_workdirs()
     flags.DEFINE_multi_string("prompt", None, "A caption; repeat.", required=True)
-    flags.DEFINE_integer("num", 4, "Images of each prompt by each model.", 1, 100)
-    cli.define_seed("Of the noise.")
-    flags.DEFINE_float("cfg_scale", 3.0, "Guidance.", lower_bound=1)
+    flags.DEFINE_integer("num", 4, "Images by each model of each prompt.", 1, 100)
+    cli.define_seed("Seed of the noise.")
+    flags.DEFINE_float("cfg_scale", 3.0, "Guidance scale.", lower_bound=1)
     cli.define_path("out", None, "The .png to write.", required=True)
     cli.run(main)

@@ -21,7 +21,7 @@ from dit_jax.latents import store
 from dit_jax.models import blocks, text_encoder
 from dit_jax.sampling import generate, requests
 from dit_jax.system import json_files
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_conditions_of_another_shape_are_refused(config, shape):
     params = models.param_shapes(model)
     cond = jnp.zeros(shape, jnp.float32 if len(shape) == 3 else jnp.int32)
     arguments = {"params": params}, jnp.zeros((2, 8, 8, 1)), jnp.zeros(2), cond
-    with pytest.raises(ValueError, match=r"the condition has shape|captions have \(19,\) tokens"):
+    with pytest.raises(ValueError, match=r"the condition has shape|tokens have shape \(2, 19\)"):
         jax.eval_shape(model.apply, *arguments)
 
 
@@ -232,7 +232,7 @@ def test_dropped_captions_are_empty():
 
 def _program(config):
     program = programs.make_program(config, jax.devices()[:1])
-    return program, frozen_networks.load(config, program.mesh)[1]
+    return program, program.task.load_frozen(config, program.mesh, {})[1]
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_training_learns_from_captions(config):
     np.testing.assert_array_equal(frozen.null, np.full(20, text.PAD))
     source = latents.open_split(config, "train")
     batch = next(loader.TrainIterator(source, config, np.arange(16)))
-    examples = program.task.examples(batch, jax.random.key(0), frozen, dropout=True)
+    examples = program.task.draw_examples(batch, jax.random.key(0), frozen, dropout=True)
     empty = np.all(np.asarray(examples.cond) == text.PAD, axis=1)
     assert 2 <= empty.sum() <= 14
     state = initial_state.new_state(program, jax.random.key(0))
@@ -287,6 +287,12 @@ def test_prompts_are_asked_for_in_blocks(config):
     )
     assert [_read(tokens) for tokens in requested.cond] == ["a two"] * 3 + ["a three"] * 2
     assert [_read(tokens) for tokens in requested.null] == ["the digit"] * 5
+
+
+def test_an_image_of_each_prompt_is_requested():
+    flags = {"labels": "1,2,3", "prompt": ["a", "b"], "negative_prompt": "c"}
+    assert conditions.count_requested(flags) == 2
+    assert conditions.count_requested(flags | {"prompt": []}) == 0
 
 
 def test_labels_and_captions_are_not_mixed_up(smoke_config):
@@ -355,7 +361,7 @@ def test_stored_contexts_are_those_of_the_encoder(stored_config):
         assert source.captions(2 * 3 + 1) == ["a three", "the digit three"]
         batch = next(loader.TrainIterator(source, stored_config, np.arange(16)))
         key = jax.random.key(0)
-        return batch, program.task.examples(batch, key, frozen, dropout=True)
+        return batch, program.task.draw_examples(batch, key, frozen, dropout=True)
 
     stored, computed = examples(True), examples(False)
     assert stored[0]["context"].shape == (16, 12, 16)
@@ -396,7 +402,7 @@ def test_stored_contexts_are_of_moments_and_a_frozen_encoder(stored_config, chan
     stored_config.text.stored = True
     stored_config.latents.update(vae="vae", source=changes.pop("source", "moments"))
     stored_config.model.update(text_num_heads=2, **changes)
-    with pytest.raises(ValueError, match=r"text.stored reads captions' context where dit_jax.enc"):
+    with pytest.raises(ValueError, match=r"text.stored=True reads the outputs of a text encoder"):
         programs.make_program(stored_config)
 
 

@@ -1,4 +1,4 @@
-"""The words of commands: each is understood, or named with the way to write it."""
+"""Command lines: correct words set the flags, and each wrong word is refused with a hint."""
 
 import pathlib
 import re
@@ -19,13 +19,13 @@ COMMANDS = [
 
 @pytest.fixture
 def define():
-    """define(): flags of each kind, as a command has them, with none set."""
+    """define() returns new flags of each type that commands use."""
 
     def define():
         values = flags.FlagValues()
         flags.DEFINE_flag(arguments.ConfigFlag("model"), values)
         flags.DEFINE(parsers.PathParser("out"), "out", "a.png", "", values)
-        flags.DEFINE(parsers.PathParser("reference", True), "reference", None, "", values)
+        flags.DEFINE(parsers.PathParser("reference", as_string=True), "reference", None, "", values)
         flags.DEFINE(parsers.ListParser(float, 2), "interval", None, "", values)
         flags.DEFINE(parsers.ListParser(int), "widths", "1,2", "", values)
         flags.DEFINE_bool("raw", False, "", values)
@@ -66,13 +66,13 @@ CONFIG = ["--config", str(ROOT / "configs/smoke.py")]
         ("--reference imagenet2012:train", "reference", "imagenet2012:train"),
     ],
 )
-def test_flags_take_their_values(define, words, name, value):
+def test_flag_gets_its_value(define, words, name, value):
     values = define()
     assert arguments.parse(["x", *words.split()], values=values) == []
     assert values[name].value == value
 
 
-def test_paths_of_flags_have_their_home_expanded(define, monkeypatch):
+def test_home_directory_is_expanded_in_path_flags(define, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     values = define()
     arguments.parse(["x", "--out=~/a.png", "--reference", "~/b"], values=values)
@@ -90,14 +90,14 @@ def test_paths_of_flags_have_their_home_expanded(define, monkeypatch):
         ("--config.data.eval_split=", "eval_split", ""),
     ],
 )
-def test_keys_of_the_config_take_their_values(define, words, key, value):
+def test_config_key_gets_its_value(define, words, key, value):
     for order in (CONFIG + words.split(), words.split() + CONFIG):
         values = define()
         assert arguments.parse(["x", *order], values=values) == []
         assert values.config.data[key] == value
-    again = define()
-    arguments.parse(["x", *values["config"].words()], values=again)
-    assert again.config == values.config
+    repeated = define()
+    arguments.parse(["x", *values["config"].words()], values=repeated)
+    assert repeated.config == values.config
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,20 @@ def test_keys_of_the_config_take_their_values(define, words, key, value):
         ("-", "'-' is not understood"),
         ("num=3", "'num=3' is not understood.*Write --num=3"),
         ("config.seed=3", "'config.seed=3' is not understood.*Write --config.seed=3"),
-        ("--labels 3 9", "'9' is not understood.*write --labels=3,9 for a list"),
-        ("--prompt a red hat", "'red' is not understood.*--prompt='a red' for a text with spaces"),
+        (
+            "--labels 3 9",
+            "'9' is not understood.*write --labels=3,9 for a list, "
+            "or --labels='3 9' for a text with spaces.",
+        ),
+        (
+            "--prompt a red hat",
+            "'red' is not understood.*write --prompt=a --prompt=red for two values, "
+            "or --prompt='a red' for a text with spaces.",
+        ),
+        ("--out=a b.png", "'b.png' .* --out=a: write --out='a b.png' for a text with spaces."),
+        ("--widths 32 64", "'64' .* --widths=32: write --widths=32,64 for a list."),
+        ("--num 3 4", "'4' .* after --num=3, which takes one value: leave it out."),
+        ("--dtype float32 x", "'x' .* --dtype=float32, which takes one value: leave it out."),
         ("--raw 0", "'0' is not understood.*write --raw=true or --raw=false"),
         ("--raw False no", "'no' is not understood.*--raw=true or --raw=false"),
         ("--noraw=True", "--noraw=True is given a value: write --raw=True"),
@@ -146,7 +158,7 @@ def test_keys_of_the_config_take_their_values(define, words, key, value):
         ("--config --raw", "--config has no value"),
     ],
 )
-def test_what_is_not_understood_is_refused(define, words, message):
+def test_wrong_word_is_refused_with_a_hint(define, words, message):
     with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
         arguments.parse(["x", *words.split(" ")], values=define())
 
@@ -155,6 +167,14 @@ def test_what_is_not_understood_is_refused(define, words, message):
     ("words", "message"),
     [
         ("--config.data.flip 0", "'0' is not understood.*--config.data.flip=true or"),
+        ("stray", "'stray' .*configs/smoke.py, which takes one value: leave it out."),
+        ("--config.seed 3 4", "'4' .* --config.seed=3, which takes one value: leave it out."),
+        ("--config.data.image_size 8 9", "'9' .* write --config.data.image_size=8,9 for a list."),
+        (
+            "--config.latents.vae=my vae",
+            "'vae' .* write --config.latents.vae=my,vae for a list, "
+            "or --config.latents.vae='my vae' for a text with spaces.",
+        ),
         ("--config.seed", "--config.seed has no value"),
         ("--config.seed --raw", "--config.seed has no value; if --raw is its value"),
         ("--config.seed=1 --config.seed=2", "--config.seed is given 2 times, as 1 and 2"),
@@ -165,7 +185,7 @@ def test_what_is_not_understood_is_refused(define, words, message):
         ("--config configs/digits.py", "--config is given 2 times"),
     ],
 )
-def test_what_a_config_does_not_take_is_refused(define, words, message):
+def test_wrong_word_for_a_config_is_refused_with_a_hint(define, words, message):
     with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
         arguments.parse(["x", *CONFIG, *words.split()], values=define())
 
@@ -174,36 +194,36 @@ def test_what_a_config_does_not_take_is_refused(define, words, message):
     "name", ["only_check_args", "run_with_pdb", "norun_with_profiling", "v", "verbosity=1"]
 )
 def test_flags_of_libraries_are_unknown(name):
-    """absl's --only_check_args, say, would end a command at once, with exit status 0."""
+    """absl's --only_check_args, for example, would end a command at once, with exit status 0."""
     with pytest.raises(ValueError, match=rf"^unknown flag --{name.partition('=')[0]}\."):
         arguments.parse(["x", f"--{name}"])
 
 
-def test_near_flags_are_the_command_s():
-    with pytest.raises(ValueError, match=r"unknown flag --only_check_arg\. --help lists them"):
+def test_hint_for_an_unknown_flag_names_no_flag_of_a_library():
+    with pytest.raises(ValueError, match=r"unknown flag --only_check_arg\. --help lists the flags"):
         arguments.parse(["x", "--only_check_arg"])
 
 
 @pytest.mark.parametrize(
     "change", ["total_steps=0", "data.image_size=-4", "model.depth=0", "optim.b1=0.99999999999"]
 )
-def test_numbers_of_a_config_are_checked_where_it_is_read(define, change):
-    """So in every command that takes one, whatever it does with it."""
+def test_numbers_of_a_config_are_checked_when_the_flags_are_parsed(define, change):
+    """So every command that takes a config refuses them."""
     key, _, value = change.partition("=")
     with pytest.raises(ValueError, match=rf"^(--config\.)?{key}={value} "):
         arguments.parse(["x", *CONFIG, f"--config.{change}"], values=define())
 
 
-def test_numbers_of_a_sweep_are_checked_where_it_is_read():
+def test_numbers_of_a_sweep_are_checked_when_the_flags_are_parsed():
     values, spec = flags.FlagValues(), ROOT / "experiments/scaling/configs/smoke.py"
     flags.DEFINE_flag(arguments.ConfigFlag("grids"), values)
     with pytest.raises(ValueError, match=r"^evaluate\.num=-1 must be a whole number in 0"):
         arguments.parse(["x", f"--config={spec}", "--config.evaluate.num=-1"], values=values)
 
 
-def test_config_of_another_kind_of_command_is_refused(define):
+def test_config_of_another_command_is_refused(define):
     spec = ROOT / "experiments/scaling/configs/smoke.py"
-    with pytest.raises(ValueError, match=r"has no config\.model: a sweep's has config\.grids"):
+    with pytest.raises(ValueError, match=r"has no config\.model: .* a sweep's has config\.grids"):
         arguments.parse(["x", f"--config={spec}"], values=define())
 
 
@@ -219,16 +239,16 @@ def test_config_of_another_kind_of_command_is_refused(define):
         ("MODEL ...", "", []),
     ],
 )
-def test_words_without_a_flag_go_to_the_command_that_takes_them(define, names, words, actual):
+def test_positional_words_are_returned(define, names, words, actual):
     assert arguments.parse(["x", *words.split()], names, define()) == actual
 
 
-def test_more_words_without_a_flag_than_the_command_takes_are_refused(define):
+def test_too_many_positional_words_are_refused(define):
     with pytest.raises(ValueError, match="'b' is not understood: the command takes TASK"):
         arguments.parse(["x", "a", "b"], "TASK", define())
 
 
-def test_flags_that_are_missing_are_named_in_one_line(define):
+def test_missing_flags_are_named_in_one_line(define):
     values = define()
     flags.mark_flag_as_required("config", values)
     flags.DEFINE(parsers.PathParser("workdir"), "workdir", None, "", values, required=True)
@@ -236,8 +256,8 @@ def test_flags_that_are_missing_are_named_in_one_line(define):
         arguments.parse(["x"], values=values)
 
 
-def test_every_path_of_a_command_is_a_path():
-    """A new flag for a file or directory is defined by cli.define_path, define_paths or _images."""
+def test_every_flag_for_a_path_is_defined_as_one():
+    """Commands use cli.define_path, define_paths or define_images, not DEFINE_string."""
     assert len(COMMANDS) > 20
     names = r"\w*(dir|file|path|npz|out|vae|encoder|guide|image|mask|reference|samples|weights)"
     names += r"|page|table|demo|results|make_reference"

@@ -1,4 +1,4 @@
-"""The comments of configs/default.py name every choice that there is."""
+"""The comments in configs/default.py name all choices of a key."""
 
 import pathlib
 import re
@@ -44,13 +44,13 @@ CHOICES = {
 
 
 def _comment(key):
-    """What stands above the line of a key, and behind it."""
+    """Returns the comment above the line of a key, and behind it."""
     lines = SOURCE.splitlines()
-    number = next(i for i, line in enumerate(lines) if f"config.{key} = " in line)
-    comment = lines[number].partition("#")[2]
-    while lines[number - 1].lstrip().startswith("#"):
-        number -= 1
-        comment = f"{lines[number]} {comment}"
+    index = next(i for i, line in enumerate(lines) if f"config.{key} = " in line)
+    comment = lines[index].partition("#")[2]
+    while lines[index - 1].lstrip().startswith("#"):
+        index -= 1
+        comment = f"{lines[index]} {comment}"
     return comment
 
 
@@ -61,8 +61,8 @@ def test_comment_of_a_key_names_every_choice(key):
     assert overrides.get_value(default.get_config(), key) in [*CHOICES[key], ""]
 
 
-def test_comment_of_the_sampler_names_the_table_and_help_every_row():
-    """So that a new sampler is a row, and no edit of the config."""
+def test_comment_of_the_sampler_names_the_table_and_its_help_names_all_samplers():
+    """So a new sampler is a row of the table, without a change of the config's comment."""
     assert "SAMPLERS in dit_jax/diffusion/samplers.py" in _comment("sample.sampler")
     text = samplers.SETTINGS["sampler"].help
     assert all(f"{name} ({spec.help})" in text for name, spec in samplers.SAMPLERS.items())

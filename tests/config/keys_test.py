@@ -1,4 +1,4 @@
-"""Every number of every config has a range, and what lies outside is refused by key."""
+"""Every number in a config has a range; a number outside its range is refused with its key."""
 
 import importlib
 import math
@@ -19,16 +19,16 @@ RANGED = {key for key, row in keys.KEYS.items() if row.range}
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_number_of_the_default_config_has_a_range_and_lies_in_it(model):
+def test_every_number_in_the_default_config_is_in_its_range(model):
     config = default.get_config(model)
     keys.check(config)
     for key, value in workdirs.flatten(config).items():
-        first = value[0] if isinstance(value, list) and value else value
-        if isinstance(first, int | float) and not isinstance(first, bool):
-            assert key in RANGED or key in OTHERWISE, key
+        item = value[0] if isinstance(value, list) and value else value
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            assert key in RANGED or key in CHECKED_ELSEWHERE, key
 
 
-def test_every_number_of_a_sweep_has_a_range_and_lies_in_it():
+def test_every_number_in_a_sweep_is_in_its_range():
     config = sweeps.get_config(default.get_config())
     keys.check(config)
     for key, value in workdirs.flatten(config).items():
@@ -36,16 +36,15 @@ def test_every_number_of_a_sweep_has_a_range_and_lies_in_it():
             assert key in RANGED, key
 
 
-# Checked where it is used: 1 or 3; an upper end may be infinite.
-OTHERWISE = {"data.image_channels", "sample.churn_range"}
+# Keys that are checked where they are used: image_channels is 1 or 3; churn_range may be infinite.
+CHECKED_ELSEWHERE = {"data.image_channels", "sample.churn_range"}
 
 
-def test_every_row_is_of_a_key():
+def test_every_row_has_a_key_of_a_config():
     known = {key for model in MODELS for key in workdirs.flatten(default.get_config(model))}
     known |= workdirs.flatten(sweeps.get_config(default.get_config())).keys()
-    known |= {
-        f"model.{key}" for key in clip.ClipText.__dataclass_fields__
-    }  # converted, not trained
+    # No config file trains a CLIP, so its fields are in no default config.
+    known |= {f"model.{key}" for key in clip.ClipText.__dataclass_fields__}
     assert not keys.KEYS.keys() - known
 
 
@@ -125,14 +124,14 @@ def test_every_row_is_of_a_key():
 def test_numbers_out_of_range_are_refused_before_anything_is_built(
     smoke_config, key, value, message
 ):
-    smoke_config.sample_every_steps = 0  # nothing is drawn
+    smoke_config.sample_every_steps = 0  # the checks of sampling settings are tested below
     smoke_config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
         programs.make_program(smoke_config)
 
 
 @pytest.mark.parametrize("key", ["optim.b1", "optim.b2", "optim.ema_decay", "model.dropout"])
-def test_what_must_be_below_1_is_below_1_in_float32(key):
+def test_number_that_float32_rounds_to_an_excluded_1_is_refused(key):
     section, name = key.split(".")
     keys.check({section: {name: 0.9999999}})
     message = rf"{key}=0\.99999999999 is 1 in float32, but must be a number in \[0, 1\)\."
@@ -141,19 +140,20 @@ def test_what_must_be_below_1_is_below_1_in_float32(key):
 
 
 @pytest.mark.parametrize("key", ["sample_every_steps", "fid.every_steps"])
-def test_runs_that_draw_are_refused_before_anything_is_compiled(smoke_config, key):
+def test_wrong_sampling_settings_are_refused_if_the_run_samples(smoke_config, key):
     config = smoke_config
     config.update(sample_every_steps=0)
     config.sample.sampler = "ddim"
     config.update_from_flattened_dict({"sample.steps": 2000, "fid.steps": 2000})
-    programs.make_program(config)  # the commands that sample have a flag for it
+    # The run itself does not sample, and the commands that sample have a flag for the steps.
+    programs.make_program(config)
     config.update_from_flattened_dict({key: 10})
     with pytest.raises(ValueError, match="cannot take 2000 sampling steps"):
         programs.make_program(config)
 
 
 @pytest.mark.parametrize("model", ["smoke", "vae_digits"])
-def test_pictures_that_no_memory_holds_are_refused(model):
+def test_picture_that_does_not_fit_into_memory_is_refused(model):
     config = importlib.import_module(f"configs.{model}").get_config()
     config.update(sample_every_steps=1, sample_num_images=10_000)
     programs.make_program(config, jax.devices()[:1])
@@ -164,7 +164,7 @@ def test_pictures_that_no_memory_holds_are_refused(model):
         programs.make_program(config, jax.devices()[:1])
 
 
-def test_kinds_of_numbers_are_told_apart():
+def test_range_holds_only_numbers_of_its_type():
     whole, real = ranges.Range(0, 9, whole=True), ranges.Range(0, 9)
     assert whole.holds(3)
     assert real.holds(3)
@@ -174,7 +174,7 @@ def test_kinds_of_numbers_are_told_apart():
     assert not real.holds(None)
 
 
-def test_numbers_of_a_workdir_are_checked_when_it_is_read(workdir):
+def test_numbers_of_a_workdir_are_checked_when_it_is_loaded(workdir):
     with pytest.raises(ValueError, match=r"sample.cfg_scale=0.25 must be a number in"):
         runs.load(workdir, settings={"cfg_scale": 0.25})
     path = workdir / "config.json"
@@ -184,20 +184,20 @@ def test_numbers_of_a_workdir_are_checked_when_it_is_read(workdir):
 
 
 @pytest.mark.parametrize("value", [None, [], [1, 1], (1,), {}, "1", True, [[1]], [None]])
-def test_what_is_no_number_lies_in_no_range(value):
+def test_value_that_is_no_number_is_refused(value):
     for key in RANGED:
         section, _, name = key.rpartition(".")
         config = {section: {name: value}} if section else {name: value}
-        numbers = keys.KEYS[key].is_list and value in ([], [1, 1], (1,))
-        numbers |= key in sizes.KEYS and value == [1, 1]
-        if numbers or (value is None and keys.KEYS[key].optional):
+        is_valid = keys.KEYS[key].is_list and value in ([], [1, 1], (1,))
+        is_valid |= key in sizes.KEYS and value == [1, 1]
+        if is_valid or (value is None and keys.KEYS[key].optional):
             keys.check(config)
             continue
         with pytest.raises(ValueError, match=rf"{key}=.* must be "):
             keys.check(config)
 
 
-def test_lists_are_those_of_the_default_config():
+def test_rows_agree_with_the_types_in_the_default_config():
     for model in MODELS:
         for key, value in workdirs.flatten(default.get_config(model)).items():
             if key in RANGED:
@@ -208,14 +208,14 @@ def test_lists_are_those_of_the_default_config():
 @pytest.mark.parametrize(
     "value", [1e-320, 1e-60, 1e39, 10**40, 10**400], ids=lambda value: str(value)[:9]
 )
-def test_numbers_that_float32_does_not_hold_are_refused(value):
+def test_number_that_is_0_or_infinite_in_float32_is_refused(value):
     config = default.get_config()
     keys.check(config)
     with pytest.raises(ValueError, match=r"optim\.grad_clip_norm=.* is 0 or infinite in float32\."):
         keys.check(dict(optim=dict(grad_clip_norm=value)))
 
 
-def test_types_are_named_with_the_value():
+def test_value_of_another_type_is_refused():
     keys.check_type("optim.ema_decay", 1, float)
     keys.check_type("sample.cfg_interval", (0, 0.5), float, many=True)
     with pytest.raises(ValueError, match=r"^sample\.steps=True must be a whole number\.$"):

@@ -1,4 +1,4 @@
-"""Config files as --config names them, and keys as the command sets them."""
+"""Loading config files, and setting their keys from the command line."""
 
 import re
 
@@ -11,7 +11,7 @@ from experiments.scaling.configs import smoke as sweep
 
 @pytest.fixture
 def write(tmp_path):
-    """write(text): a config file."""
+    """write(text) writes a config file."""
 
     def write(text):
         path = tmp_path / "mine.py"
@@ -40,7 +40,7 @@ def write(tmp_path):
         ("latents.scale", "[1,]", (1.0,)),
     ],
 )
-def test_texts_become_values_of_the_key_s_type(key, text, value):
+def test_text_becomes_a_value_of_the_keys_type(key, text, value):
     config = default.get_config()
     overrides.override(config, key, text)
     actual = overrides.get_value(config, key)
@@ -83,7 +83,7 @@ def test_texts_become_values_of_the_key_s_type(key, text, value):
         ("data.data_dir", "~no-such-user/x", "no home directory"),
     ],
 )
-def test_what_a_key_does_not_take_is_refused(key, text, message):
+def test_wrong_text_for_a_key_is_refused(key, text, message):
     config = default.get_config()
     before = config.to_dict()
     with pytest.raises(ValueError, match=message):
@@ -102,7 +102,7 @@ def test_what_a_key_does_not_take_is_refused(key, text, message):
         ("grids.main.model.patch_size", "2", (2,)),
     ],
 )
-def test_lists_of_a_sweep(key, text, value):
+def test_text_becomes_a_list_of_a_sweep(key, text, value):
     config = sweep.get_config()
     overrides.override(config, key, text)
     assert overrides.get_value(config, key) == value
@@ -131,6 +131,7 @@ def test_home_directories_are_expanded(monkeypatch, write):
 
 
 def _error(spec):
+    """Returns the message of the error that loading a config raises."""
     with pytest.raises((ValueError, OSError)) as error:
         overrides.load(str(spec))
     return str(error.value)
@@ -149,16 +150,16 @@ def _error(spec):
         ("from configs import nothing\n", "", r"mine\.py:1: cannot import name 'nothing'"),
     ],
 )
-def test_files_that_are_no_config_are_named(write, text, argument, message):
+def test_file_that_is_no_config_is_refused_with_the_reason(write, text, argument, message):
     assert re.search(message, _error(f"{write(text)}{argument}"))
 
 
-def test_a_run_s_config_is_no_config_file(tmp_path):
+def test_config_json_of_a_run_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": true}')
     assert "must be a Python file with a function get_config" in _error(tmp_path / "config.json")
 
 
-def test_config_file_is_looked_for_here(tmp_path, monkeypatch):
+def test_missing_config_file_is_an_error_with_its_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _error("configs/x.py") == (
         f"cannot load --config=configs/x.py: {tmp_path}/configs/x.py is not there."
@@ -168,14 +169,14 @@ def test_config_file_is_looked_for_here(tmp_path, monkeypatch):
     assert "--config is empty" in _error("")
 
 
-def test_other_bugs_of_a_config_file_stay_what_they_are(write):
+def test_other_exceptions_of_a_config_file_are_unchanged(write):
     with pytest.raises(KeyError, match="size"):
         overrides.load(str(write("def get_config():\n  return {}['size']\n")))
     with pytest.raises(ZeroDivisionError):
         overrides.load(str(write("def get_config():\n  return 1 // 0\n")))
 
 
-def test_error_of_a_library_in_a_config_file_has_its_place(tmp_path):
+def test_error_of_a_library_in_a_config_file_names_the_line(tmp_path):
     path = tmp_path / "config.py"
     path.write_text("import numpy as np\n\n\ndef get_config():\n    np.zeros(3).reshape(2)\n")
     with pytest.raises(ValueError, match=rf"^{path}:5: cannot reshape array of size 3"):
@@ -185,7 +186,7 @@ def test_error_of_a_library_in_a_config_file_has_its_place(tmp_path):
         overrides.load(str(path))
 
 
-def test_renamed_key_names_those_that_replace_it():
+def test_error_for_a_renamed_key_names_the_new_keys():
     config = default.get_config()
     message = r"class_dropout_prob=?.* model\.null_condition .* objective\.condition_dropout"
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The workdir that a conversion makes is there whole or not at all, and nobody else's."""
+"""The workdir of a conversion: complete or missing, and never in place of other files."""
 
 import os
 import signal
@@ -30,8 +30,8 @@ def test_new_and_empty_directories_are_filled(tmp_path, monkeypatch):
     assert (tmp_path / "link").is_symlink()
 
 
-def test_link_in_the_place_of_the_partial_workdir_is_refused(tmp_path):
-    """Beside the destination others may write too."""
+def test_link_at_the_partial_workdir_is_refused(tmp_path):
+    """Other users may write beside the destination."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "notes").write_text("mine")
     (tmp_path / ".run.partial").symlink_to("elsewhere")
@@ -40,7 +40,7 @@ def test_link_in_the_place_of_the_partial_workdir_is_refused(tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == ["notes"]
 
 
-def test_what_is_there_is_kept(tmp_path):
+def test_existing_files_are_kept(tmp_path):
     file, full = tmp_path / "file", tmp_path / "full"
     file.write_text("mine")
     full.mkdir()
@@ -50,7 +50,7 @@ def test_what_is_there_is_kept(tmp_path):
         with pytest.raises(ValueError, match="full is not empty: choose a new directory, or rem"):
             check(full)
         for name in ("file", "dangling"):
-            with pytest.raises(ValueError, match=f"{name} is no directory: choose a new one"):
+            with pytest.raises(ValueError, match=f"{name} is no directory: choose a new dir"):
                 check(tmp_path / name)
         with pytest.raises(OSError, match=r"cannot write to .*/file/a/b: .*/file is no directory"):
             check(file / "a" / "b")
@@ -58,40 +58,40 @@ def test_what_is_there_is_kept(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file", "full"]
 
 
-def test_place_that_may_not_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+def test_unwritable_parent_is_refused_before_a_conversion(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(OSError, match=rf"cannot write to {tmp_path}/x/y: {tmp_path} is no dir"):
         destination.check(tmp_path / "x" / "y")
 
 
-def _fill_and(workdir, do):
+def _fill_and_call(workdir, function):
     with destination.fill(workdir) as new:
         (new / "config.json").write_text("ours")
-        do()
+        function()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_failure_leaves_nothing(tmp_path, error):
+def test_failed_conversion_leaves_nothing(tmp_path, error):
     def fail():
         raise error
 
     with pytest.raises(error):
-        _fill_and(tmp_path / "new", fail)
+        _fill_and_call(tmp_path / "new", fail)
     assert not os.listdir(tmp_path)
 
 
-def test_directory_filled_meanwhile_is_kept(tmp_path):
+def test_directory_that_another_process_filled_is_kept(tmp_path):
     def fill():
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / "config.json").write_text("theirs")
 
     with pytest.raises(OSError, match=r"cannot make .*new: Directory not empty\. Choose"):
-        _fill_and(tmp_path / "new", fill)
+        _fill_and_call(tmp_path / "new", fill)
     assert os.listdir(tmp_path) == ["new"]
     assert (tmp_path / "new" / "config.json").read_text() == "theirs"
 
 
-def test_second_process_waits_for_none_and_a_killed_one_holds_nothing(tmp_path):
+def test_running_process_locks_the_workdir_and_a_killed_one_does_not(tmp_path):
     code = f"""
 import pathlib, sys
 from dit_jax.convert import destination
@@ -105,7 +105,7 @@ with destination.fill(pathlib.Path({str(tmp_path / "new")!r})) as new:
     first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe)
     try:
         assert first.stdout.readline() == b"begun\n"
-        with pytest.raises(OSError, match=r"another process converts to .*new now: wait for it"):
+        with pytest.raises(OSError, match=r"another process is converting to .*new: wait for it"):
             _fill(tmp_path / "new")
         assert (tmp_path / ".new.partial" / "half" / "a").read_text() == "half"
     finally:

@@ -1,4 +1,4 @@
-"""Every kind of file gives the same parameters; others are refused."""
+"""Files of named arrays: each format gives the same parameters, and invalid files are refused."""
 
 import json
 
@@ -15,7 +15,9 @@ from dit_jax.convert import tensor_files
 from dit_jax.system import npz_files
 
 
-def test_files_give_what_the_mapping_gives(golden_model_config, golden_params, published, tmp_path):
+def test_files_give_the_parameters_of_the_arrays(
+    golden_model_config, golden_params, published, tmp_path
+):
     safetensors.numpy.save_file(
         {name: np.ascontiguousarray(a) for name, a in published.items()},
         tmp_path / "dit.safetensors",
@@ -35,7 +37,9 @@ def test_half_precision_files_are_read(tmp_path):
     assert (actual["a"].tolist(), actual["b"].tolist()) == ([1.0, -2.5], [0.25])
 
 
-def test_torch_file(golden_model_config, golden_params, published, tmp_path):
+def test_torch_files_give_the_parameters_of_the_arrays(
+    golden_model_config, golden_params, published, tmp_path
+):
     by_name, records = torch_format.tensors(published)
     torch_format.save(tmp_path / "plain.pt", by_name, records)
     torch_format.save(tmp_path / "training.pt", {"model": {}, "ema": by_name}, records)
@@ -44,7 +48,7 @@ def test_torch_file(golden_model_config, golden_params, published, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, params, golden_params)
 
 
-def test_torch_file_of_more_than_tensors_is_refused(tmp_path):
+def test_torch_file_with_other_objects_is_refused(tmp_path):
     by_name, records = torch_format.tensors({"weight": np.zeros(2, np.float32)})
     torch_format.save(tmp_path / "mixed.pt", by_name | {"epoch": 3}, records)
     with pytest.raises(ValueError, match=r"holds more than tensors: epoch \(int\)"):
@@ -69,18 +73,21 @@ def test_damaged_file_is_named_with_the_way_out(suffix, damage, tmp_path):
     path = tmp_path / f"weights{suffix}"
     _save(path)
     assert tensor_files.read(path)["weight"][-1] == 999
-    whole = path.read_bytes()
-    left = {
+    contents = path.read_bytes()
+    damaged = {
         "empty": b"",
-        "beginning": whole[:50],
-        "half": whole[: len(whole) // 2],
+        "beginning": contents[:50],
+        "half": contents[: len(contents) // 2],
         "web page": b"<!DOCTYPE html><title>Not found</title>",
     }[damage]
-    path.write_bytes(left)
+    path.write_bytes(damaged)
     with pytest.raises(ValueError, match=f"cannot read .*weights{suffix}: ") as error:
         tensor_files.read(path)
     message = str(error.value)
-    assert f"Its {len(left):,} bytes begin with {left[:20]!r}: it is cut short, damaged" in message
+    beginning = (
+        f"has {len(damaged):,} bytes and begins with {damaged[:20]!r}. It is cut short, damaged"
+    )
+    assert beginning in message
     assert message.endswith("compare its size and SHA-256 with docs/weights.md.")
 
 
@@ -104,11 +111,11 @@ def test_other_files_are_refused(tmp_path):
         (np.array([{}]), "holds Python objects, which could run code"),
         (
             np.zeros((0, 2**40), np.float32),
-            r"arrays without any number: a\\x1b \(0, 1099511627776\)",
+            r"empty arrays: a\\x1b \(0, 1099511627776\)",
         ),
     ],
 )
-def test_npz_of_other_values_is_refused(tmp_path, array, message):
+def test_npz_with_other_values_is_refused(tmp_path, array, message):
     np.savez(tmp_path / "x.npz", **{"a\x1b": array})
     with pytest.raises(ValueError, match=message):
         tensor_files.read(tmp_path / "x.npz")
@@ -116,14 +123,14 @@ def test_npz_of_other_values_is_refused(tmp_path, array, message):
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".bin"])
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "bool"])
-def test_weights_that_are_integers_are_refused(tmp_path, suffix, dtype):
-    def save(**actual):
+def test_integer_weights_are_refused(tmp_path, suffix, dtype):
+    def save(**tensors):
         if suffix == ".npz":
-            np.savez(path, **actual)
+            np.savez(path, **tensors)
         elif suffix == ".safetensors":
-            safetensors.numpy.save_file(actual, path)
+            safetensors.numpy.save_file(tensors, path)
         else:
-            torch_format.save(path, *torch_format.tensors(actual))
+            torch_format.save(path, *torch_format.tensors(tensors))
 
     path, weight = tmp_path / f"x{suffix}", np.ones((2, 3), np.float32)
     counters = {"embeddings.position_ids": np.arange(3)[None], "ema.num_updates": np.array(7)}
@@ -135,12 +142,12 @@ def test_weights_that_are_integers_are_refused(tmp_path, suffix, dtype):
         tensor_files.read(path)
 
 
-def test_npz_of_other_values_beside_the_prefixed_is_read(tmp_path):
+def test_other_values_beside_prefixed_arrays_are_ignored(tmp_path):
     np.savez(tmp_path / "x.npz", **{"w/a": np.ones(2), "text": np.array("x"), "none": np.zeros(0)})
     assert tensor_files.read(tmp_path / "x.npz").keys() == {"a"}
 
 
-def _safetensors(path, header, data=b""):
+def _write_safetensors(path, header, data=b""):
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
@@ -157,14 +164,14 @@ def _entry(dtype="F32", shape=(1,), begin=0, end=4):
         ({"a": _entry(shape=(-1,))}, "SafetensorError"),
         ({"a": _entry(end=2**62, shape=(2**60,))}, "SafetensorError"),
         ({"a": _entry("F8_E4M3", (4,))}, r"more than real numbers: a \(F8_E4M3\)"),
-        ({"a": _entry("F32", (2**50, 0), 0, 0), "b": _entry()}, r"without any number: a \(1125899"),
+        ({"a": _entry("F32", (2**50, 0), 0, 0), "b": _entry()}, r"empty arrays: a \(1125899"),
         (b"[" * 10**6, "SafetensorError"),
         (b'{"a":' * 10**6, "SafetensorError"),
         (b"{}", "SafetensorError"),
     ],
 )
-def test_safetensors_that_are_made_to_do_harm_are_refused(tmp_path, header, message):
-    _safetensors(tmp_path / "x.safetensors", header, b"1234")
+def test_harmful_safetensors_are_refused(tmp_path, header, message):
+    _write_safetensors(tmp_path / "x.safetensors", header, b"1234")
     with pytest.raises(ValueError, match=message):
         tensor_files.read(tmp_path / "x.safetensors")
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 8 + b"{}")
@@ -172,8 +179,8 @@ def test_safetensors_that_are_made_to_do_harm_are_refused(tmp_path, header, mess
         tensor_files.read(tmp_path / "x.safetensors")
 
 
-def test_small_numbers_take_no_more_memory_than_files_of_their_size_have(tmp_path, monkeypatch):
-    """A compressed file of many zeros, of two bytes each, becomes four bytes for each."""
+def test_half_precision_is_limited_by_its_size_in_f32(tmp_path, monkeypatch):
+    """A compressed file of many zeros has two bytes for each, and their f32 array four."""
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**20, np.float16))
     assert tensor_files.read(tmp_path / "x.npz")["a"].shape == (2**20,)
     monkeypatch.setattr(npz_files, "FREE_BYTES", 2**21)  # enough for the bytes alone

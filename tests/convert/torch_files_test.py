@@ -1,6 +1,6 @@
-"""Tensors in torch's files, read as data: every layout, and files that are made to do harm.
+"""Tensors in torch's files, read as data: every layout, and harmful files.
 
-Most files are put together by hand, since torch is optional; the others are torch.save's own.
+Most files are written here by hand, since torch is optional. torch.save writes the others.
 """
 
 import argparse
@@ -40,26 +40,26 @@ def _check(path):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
-def test_tensors_are_read_by_their_names(contents, tmp_path, suffix):
+def test_tensors_are_read_from_every_suffix(contents, tmp_path, suffix):
     torch_format.save(tmp_path / f"x{suffix}", *contents)
     _check(tmp_path / f"x{suffix}")
 
 
-def test_parts_of_training_checkpoints(contents, tmp_path):
-    """What else is there may be of any class: it is not made."""
+def test_weights_in_training_checkpoints_are_read(contents, tmp_path):
+    """Objects of any class may be beside the weights: they are not built."""
     by_name, records = contents
     other = Call(Global("os", "system"), ("false",))
-    for part, whole in (
+    for name, saved in (
         ("ema", {"ema": by_name, "model": {}, "args": other, "opt": {0: [other, (1, 2.0)]}}),
         ("state_dict", {"epoch": 3, "state_dict": by_name, "callbacks": {other: None}}),
         ("ema", {"state_dict": {"b": other}, "ema": by_name}),
     ):
-        path = tmp_path / f"{part}.ckpt"
-        torch_format.save(path, whole, records)
+        path = tmp_path / f"{name}.ckpt"
+        torch_format.save(path, saved, records)
         _check(path)
 
 
-def test_views_share_their_numbers(tmp_path):
+def test_views_of_one_storage(tmp_path):
     saved = storage("0", np.float32, 6)
     by_name = {
         "all": tensor(saved, (2, 3)),
@@ -79,9 +79,9 @@ def test_views_share_their_numbers(tmp_path):
     np.testing.assert_array_equal(actual["parameter"], [0])
 
 
-def test_files_without_an_archive(contents, tmp_path):
+def test_legacy_files(contents, tmp_path):
     by_name = {"all": tensor(storage("k", np.float32, 6, None), (2, 3))}
-    # As torch 0.1: a part of the storage, of which all else is a view.
+    # In torch 0.1, a storage itself may be a view, here of numbers 2 to 4.
     by_name["part"] = tensor(storage("k", np.float32, 6, ("v", 2, 3)), (3,))
     by_name["other"] = tensor(storage("j", np.float32, 1, None), (), function="_rebuild_tensor")
     records = {"j": np.float32(9).tobytes(), "k": np.arange(6, dtype="<f4").tobytes()}
@@ -105,33 +105,33 @@ def test_files_without_an_archive(contents, tmp_path):
 def test_ordered_dicts_of_python_2(contents, tmp_path):
     by_name, records = contents
     pairs = [[name, value] for name, value in by_name.items()]
-    whole = Call(Global("collections", "OrderedDict"), (pairs,))
-    torch_format.save(tmp_path / "x.pt", whole, records)
+    ordered = Call(Global("collections", "OrderedDict"), (pairs,))
+    torch_format.save(tmp_path / "x.pt", ordered, records)
     _check(tmp_path / "x.pt")
 
 
-class Runs:
+class Printing:
     def __reduce__(self):
         return (print, ("this must not run",))
 
 
 def test_nothing_in_a_file_is_run_or_imported(tmp_path, capsys):
-    for contents, kind in (
-        (pickle.dumps({"weight": Runs()}, 2), r"weight \(__builtin__.print\)"),
+    for contents, message in (
+        (pickle.dumps({"weight": Printing()}, 2), r"weight \(__builtin__.print\)"),
         (torch_format.pickle(Call(Global("os", "system"), ("echo run",))), "a os.system instead"),
         (b"\x80\x02cno_such_module\nname\n.", "a no_such_module.name instead of tensors"),
     ):
         torch_format.save(tmp_path / "x.pt", contents, {})
-        with pytest.raises(ValueError, match=kind):
+        with pytest.raises(ValueError, match=message):
             tensor_files.read(tmp_path / "x.pt")
-    (tmp_path / "x.pt").write_bytes(pickle.dumps(Runs()))
+    (tmp_path / "x.pt").write_bytes(pickle.dumps(Printing()))
     with pytest.raises(ValueError, match=r"torch\.save did not write it"):
         tensor_files.read(tmp_path / "x.pt")
     assert not capsys.readouterr().out
 
 
-def _big(count):
-    """A tensor of one number and an enormous shape."""
+def _make_huge(count):
+    """Returns a tensor of one number with an enormous shape."""
     return tensor(storage("0", np.float32, 1), (count, count), (0, 0))
 
 
@@ -142,30 +142,33 @@ OTHER = "it holds more than tensors"
 @pytest.mark.parametrize(
     ("by_name", "message"),
     [
-        ({"a": _big(10**6)}, r"would take 4,000,000,000,000 bytes, but the file has \d+"),
-        ({"a": _big(10**300)}, "would take more than 10.30 bytes"),
-        ({"a": tensor(storage("0", np.float32, 1), (0, HUGE))}, r"without any number: a \(0, 46"),
-        ({"a": tensor(storage("0", np.float32, 1), (2,))}, "has not so many numbers"),
-        ({"a": tensor(storage("0", np.float32, 1), (1,), offset=1)}, "has not so many numbers"),
-        ({"a": tensor(storage("0", np.float32, 1), (1,), offset=-1)}, "a shape that is none"),
-        ({"a": tensor(storage("0", np.float32, 1), (-1,), (-1,))}, "a shape that is none"),
-        ({"a": tensor(storage("0", np.float32, 1), (True,), (1,))}, "a shape that is none"),
-        ({"a": tensor(storage("0", np.float32, 1), ("1",), (1,))}, "a shape that is none"),
-        ({"a": tensor(storage("0", np.float32, 1), (1,), ())}, "a shape that is none"),
+        ({"a": _make_huge(10**6)}, r"would take 4,000,000,000,000 bytes, but the file has \d+"),
+        ({"a": _make_huge(10**300)}, "would take more than 10.30 bytes"),
+        ({"a": tensor(storage("0", np.float32, 1), (0, HUGE))}, r"empty arrays: a \(0, 46"),
+        ({"a": tensor(storage("0", np.float32, 1), (2,))}, "has more numbers than its record"),
+        (
+            {"a": tensor(storage("0", np.float32, 1), (1,), offset=1)},
+            "has more numbers than its record",
+        ),
+        ({"a": tensor(storage("0", np.float32, 1), (1,), offset=-1)}, "an invalid shape, offset"),
+        ({"a": tensor(storage("0", np.float32, 1), (-1,), (-1,))}, "an invalid shape, offset"),
+        ({"a": tensor(storage("0", np.float32, 1), (True,), (1,))}, "an invalid shape, offset"),
+        ({"a": tensor(storage("0", np.float32, 1), ("1",), (1,))}, "an invalid shape, offset"),
+        ({"a": tensor(storage("0", np.float32, 1), (1,), ())}, "an invalid shape, offset"),
         ({"a": tensor(storage("0", np.float32, HUGE), (1,))}, r"its tensors are \d"),
         ({"a": tensor(storage("0", np.float32, 2), (1,))}, "'data/0' has 4 bytes, not 8"),
         ({"a": tensor(storage("none", np.float32, 1), (1,))}, "'data/none' is not there"),
         ({"a": tensor(storage("../data.pkl", np.float32, 1), (1,))}, "data.pkl' is not there"),
-        ({"a": tensor(storage("0", np.float32, -1), (1,))}, "refers to what is no storage"),
+        ({"a": tensor(storage("0", np.float32, -1), (1,))}, "has an invalid storage"),
         ({"a": Call(Global("builtins", "bytearray"), (10**12,))}, f"{OTHER}.*builtins.bytearray"),
         ({"a": Call(Global("torch", "Tensor"), (10**6, 10**6))}, rf"{OTHER}: a \(torch.Tensor\)"),
         (
             {"a": Call(Global("torch._utils", "_rebuild_sparse_tensor"), (1, 2))},
             f"{OTHER}.*_rebuild_sparse_tensor",
         ),
-        ({"epoch": 3, "a": _big(1)}, rf"{OTHER}: epoch \(int\)$"),
+        ({"epoch": 3, "a": _make_huge(1)}, rf"{OTHER}: epoch \(int\)$"),
         ({"a\x1b[2J\n": {}}, rf"{OTHER}: a\\x1b\[2J\\n \(dict\)$"),
-        ({3: _big(1)}, rf"{OTHER}: int \(torch._utils._rebuild_tensor_v2\)$"),
+        ({3: _make_huge(1)}, rf"{OTHER}: int \(torch._utils._rebuild_tensor_v2\)$"),
         (
             {str(i): i for i in range(99)},
             rf"{OTHER}: 0 \(int\), 1 \(int\), .*4 \(int\) and 94 more$",
@@ -174,7 +177,7 @@ OTHER = "it holds more than tensors"
         ("x" * 10**6, "it holds a str instead of tensors"),
     ],
 )
-def test_what_is_made_to_do_harm_is_refused_in_little_memory(tmp_path, by_name, message):
+def test_harmful_tensors_are_refused_in_little_memory(tmp_path, by_name, message):
     path = tmp_path / "x.pt"
     torch_format.save(path, by_name, {"0": b"1234"})
     tracemalloc.start()
@@ -184,13 +187,13 @@ def test_what_is_made_to_do_harm_is_refused_in_little_memory(tmp_path, by_name, 
     tracemalloc.stop()
 
 
-def _deep(count):
-    """A tuple in a tuple in a tuple."""
+def _make_deep(count):
+    """Returns a pickle of a tuple in a tuple in a tuple."""
     return b"\x80\x02}X\x01\x00\x00\x00a)" + b"\x85" * count + b"s."
 
 
-def _doubled(count):
-    """A tuple of twice a tuple of twice a tuple: short here, endless where it is written out."""
+def _make_doubled(count):
+    """Returns a short pickle whose value is endless in print: tuples with the same tuple twice."""
     return b"\x80\x02}X\x01\x00\x00\x00a)" + b"".join(
         b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(count)
     )
@@ -199,22 +202,22 @@ def _doubled(count):
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (_deep(10**5), r"more than tensors: a \(tuple\)"),
-        (_doubled(200) + b"s.", r"more than tensors: a \(tuple\)"),
-        (_doubled(200) + b"Qs.", "no storage|unpack"),
-        (_doubled(200) + b"cos\nsystem\n\x86\x81s.", "IndexError|more than tensors"),
+        (_make_deep(10**5), r"more than tensors: a \(tuple\)"),
+        (_make_doubled(200) + b"s.", r"more than tensors: a \(tuple\)"),
+        (_make_doubled(200) + b"Qs.", "invalid storage|unpack"),
+        (_make_doubled(200) + b"cos\nsystem\n\x86\x81s.", "IndexError|more than tensors"),
         (b"\x80\x02}r\xff\xff\xff\xff.", "^cannot|would take|none"),  # a memo of 2^32 entries
         (b"\x80\x02]q\x00h\x00a.", "holds a list"),  # a list in itself
         (b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", r"more than tensors: a \(dict\)"),
         (b"\x80\x02h\x05.", "KeyError: 5"),
-        (b"\x80\x02(lp0\n.", "its pickle has LIST, which those of tensors have not"),
+        (b"\x80\x02(lp0\n.", "its pickle has the opcode LIST, which torch.save does not"),
         (b"\x80\x02.", "IndexError"),
         (b"\x80\x02}", "pickle exhausted before seeing STOP|has no end"),
         (b"\x80\x02X\xff\xff\xff\x7fa.", "expected 2147483647 bytes in a unicodestring4"),
         (b"\x80\x02}(K\x01u.", "zip"),
     ],
 )
-def test_pickles_that_are_made_to_do_harm(tmp_path, contents, message):
+def test_harmful_pickles_are_refused_in_little_memory(tmp_path, contents, message):
     path = tmp_path / "x.pt"
     torch_format.save(path, contents, {})
     tracemalloc.start()
@@ -227,7 +230,7 @@ def test_pickles_that_are_made_to_do_harm(tmp_path, contents, message):
     tracemalloc.stop()
 
 
-def test_archives_that_torch_does_not_write(contents, tmp_path, monkeypatch):
+def test_other_archives_are_refused(contents, tmp_path, monkeypatch):
     path, (by_name, records) = tmp_path / "x.pt", contents
     torch_format.save(path, by_name, records, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match=r"is compressed, which torch\.save does not"):
@@ -254,7 +257,7 @@ def test_archives_that_torch_does_not_write(contents, tmp_path, monkeypatch):
         tensor_files.read(path)
 
 
-def test_records_that_lie_over_each_other_take_no_more_than_the_file(tmp_path):
+def test_overlapping_records_are_limited_by_the_size_of_the_file(tmp_path):
     """A thousand members of an archive may be the same bytes of the file."""
     size = 10**6
     by_name = {str(i): tensor(storage(str(i), np.float32, size // 4), (1,)) for i in range(1000)}
@@ -269,7 +272,7 @@ def test_records_that_lie_over_each_other_take_no_more_than_the_file(tmp_path):
 
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize("sizes", [(20, 1), (1, 20)])
-def test_storages_of_one_record_that_differ_in_size_are_refused(tmp_path, sizes, is_zip):
+def test_storages_of_one_record_with_different_sizes_are_refused(tmp_path, sizes, is_zip):
     """A view of the larger one would read memory beyond the record."""
     view = () if is_zip else (None,)
     by_name = {str(n): tensor(storage("0", np.float32, n, *view), (n,)) for n in sizes}
@@ -281,18 +284,18 @@ def test_storages_of_one_record_that_differ_in_size_are_refused(tmp_path, sizes,
         tensor_files.read(tmp_path / "x.pt")
 
 
-def test_flipped_bit_is_seen(contents, tmp_path):
+def test_flipped_bit_is_noticed(contents, tmp_path):
     path = tmp_path / "x.pt"
     torch_format.save(path, *contents)
     whole = path.read_bytes()
-    place = whole.index(ARRAYS["a.weight"].tobytes())
-    path.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
+    position = whole.index(ARRAYS["a.weight"].tobytes())
+    path.write_bytes(whole[:position] + b"\x01" + whole[position + 1 :])
     with pytest.raises(ValueError, match="Bad CRC-32"):
         tensor_files.read(path)
 
 
-def _torch_files(torch):
-    """Names and what torch.save writes: the values are {name: tensor} or hold them."""
+def _make_objects(torch):
+    """Yields (name, object for torch.save): {name: tensor}, or a checkpoint with it."""
     torch.manual_seed(0)
     plain = {
         "f32": torch.randn(3, 4),
@@ -329,7 +332,7 @@ def _torch_files(torch):
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_every_file_of_torch_is_read_as_torch_reads_it(tmp_path, is_zip):
     torch = pytest.importorskip("torch", reason="torch is optional")
-    for name, contents in _torch_files(torch):
+    for name, contents in _make_objects(torch):
         path = tmp_path / f"{name}.pt"
         torch.save(contents, path, _use_new_zipfile_serialization=is_zip)
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -348,8 +351,8 @@ def test_bfloat16_is_read(tmp_path):
     np.testing.assert_array_equal(tensor_files.read(tmp_path / "x.pt")["a"], [1, -2.5])
 
 
-def test_max_bytes_is_of_the_file(contents, tmp_path, monkeypatch):
-    """16 times as many, so that float16 and shared numbers fit."""
+def test_arrays_may_be_larger_than_the_file(contents, tmp_path, monkeypatch):
+    """They may take 16 times its bytes, so that float16 and shared numbers fit."""
     path = tmp_path / "x.pt"
     torch_format.save(path, *contents)
     monkeypatch.setattr(npz_files, "FREE_BYTES", 0)

@@ -339,8 +339,8 @@ def test_missing_captioned_images_are_all_named_at_the_start(config, root):
     with pytest.raises(ValueError, match=r"2 of 5 lines are wrong in") as error:
         _captioned(config, root, lines)
     assert str(error.value).splitlines()[1:] == [
-        '  line 4 names "ant/3.png", which is not there',
-        '  line 5 names "ant/4.png", which is not there',
+        f"""  line {i + 1} names "ant/{i}.png", which is not there: '{json.dumps(lines[i])}'"""
+        for i in (3, 4)
     ]
 
 

@@ -140,7 +140,7 @@ def test_links_out_of_the_root_to_nowhere_and_in_circles_are_refused(root, name,
     _link(root / "train" / name, target)
     with pytest.raises(ValueError, match=message) as error:
         _names(root)
-    assert f"Nothing outside of {root} is read: copy files there" in str(error.value)
+    assert f"Nothing outside of {root} is read. Copy the files there" in str(error.value)
 
 
 def test_links_that_begin_with_the_root_s_name_are_outside(root, tmp_path):

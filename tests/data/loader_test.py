@@ -218,9 +218,9 @@ def test_worker_processes_do_not_change_the_batches(smoke_config, digits_source)
 
 def test_order_flips_and_captions_are_those_of_every_version():
     """Streams of their own, recorded: a run that another version began goes on with them."""
-    assert loader._permutation(3, 5, 8).tolist() == [3, 4, 7, 2, 1, 0, 6, 5]
-    assert loader._flips(3, 5, 8).tolist() == [False] * 4 + [True] + [False] * 3
-    assert loader._captions(3, 5, 8, 3).tolist() == [1, 2, 1, 0, 0, 0, 1, 0]
+    assert loader._draw_order(3, 5, 8).tolist() == [3, 4, 7, 2, 1, 0, 6, 5]
+    assert loader._draw_flips(3, 5, 8).tolist() == [False] * 4 + [True] + [False] * 3
+    assert loader._draw_captions(3, 5, 8, 3).tolist() == [1, 2, 1, 0, 0, 0, 1, 0]
 
 
 def test_flip_mirrors_half_of_the_images(config):

@@ -246,6 +246,7 @@ def test_png_without_a_part_is_an_error():
         ([parts[0], (b"IDAT", data), end], "without the palette of its colours"),
         ([parts[0], (b"IDAT", data), parts[1], end], "without the palette of its colours"),
         ([parts[0], *whole], "with two headers"),
+        ([(b"IHDR", header + b"\0"), *whole[1:]], "without its header"),
         (whole[:-1], "a truncated PNG"),
     ):
         with pytest.raises(ValueError, match=message):

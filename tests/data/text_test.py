@@ -39,7 +39,7 @@ RECORDED = {
 @pytest.fixture
 def warnings(caplog, monkeypatch):
     """warnings(): the lines that the package has logged, none of them before."""
-    monkeypatch.setattr(text, "_cut", set())
+    monkeypatch.setattr(text, "_warned", set())
     monkeypatch.setattr(logging.getLogger("dit_jax"), "propagate", True)
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -146,7 +146,7 @@ def test_shortest_length_has_no_words(warnings):
 
 
 def test_the_first_captions_that_are_cut_are_named_once(warnings, monkeypatch):
-    monkeypatch.setattr(text, "WARNINGS", 2)
+    monkeypatch.setattr(text, "MAX_WARNINGS", 2)
     for _ in range(2):
         text.WordTokenizer(1, 9)(["a b", "c d", "a b", "e f", "g h"])
     assert warnings() == [
@@ -154,7 +154,7 @@ def test_the_first_captions_that_are_cut_are_named_once(warnings, monkeypatch):
         "caption cut to 1 tokens; lost: 'd' of 'c d'",
         "more captions are cut to 1 tokens; these are not named",
     ]
-    assert len(text._cut) == 3  # however long it runs
+    assert len(text._warned) == 3  # however long it runs
 
 
 @pytest.mark.parametrize("pad", [text.END, "!"])
@@ -178,12 +178,12 @@ def test_another_tokenizer_json_gives_vocabulary_and_merges_alone(tmp_path):
     tokenizer = text.ClipTokenizer.load(path, 16, "!")
     expected = text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 16, "!")
     np.testing.assert_array_equal(tokenizer(list(RECORDED)), expected(list(RECORDED)))
-    with pytest.raises(ValueError, match=r"theirs.json does not tell to which length"):
+    with pytest.raises(ValueError, match=r"theirs.json has neither the length to which"):
         text.ClipTokenizer.load(path)
 
 
 def test_missing_files_are_named_with_where_they_come_from(files, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no .*/tokenizer.json: python -m dit_jax.convert"):
+    with pytest.raises(FileNotFoundError, match=r"no .*/tokenizer.json. python -m dit_jax.convert"):
         text.load_tokenizer(tmp_path)
     for missing in ("merges.txt", "vocab.json"):
         paths = [files / name for name in ("vocab.json", "merges.txt")]
@@ -216,7 +216,7 @@ def test_damaged_files_are_refused(files, name, contents, message):
 @pytest.mark.parametrize("number", [-1, 1.5, "1", True, None, 2**20, 10**4000, 7])
 def test_numbers_of_tokens_are_different_whole_numbers(files, number):
     (files / "vocab.json").write_text(json.dumps(bpe.VOCAB | {"<x>": number}))
-    message = "536 tokens has 535 different numbers from 0 to 1048575 for them"
+    message = "536 tokens has 535 different ids from 0 to 1048575"
     with pytest.raises(ValueError, match=message):
         text.ClipTokenizer.from_files(files / "vocab.json", files / "merges.txt")
 
@@ -288,7 +288,7 @@ def test_added_tokens_are_refused(files, tmp_path):
 def test_tokenizer_of_another_kind_is_refused(tmp_path):
     (tmp_path / text.FILE).write_text(json.dumps({"model": {"type": "Unigram"}}))
     with pytest.raises(
-        ValueError, match=r"is not CLIP's, a model 'BPE' .*: its type, end_of_word_suffix, vocab"
+        ValueError, match=r"is not the tokenizer of CLIP, .*: type, end_of_word_suffix, vocab"
     ):
         text.load_tokenizer(tmp_path)
 

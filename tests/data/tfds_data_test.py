@@ -113,7 +113,7 @@ def test_damaged_descriptions_are_named(directory, name, contents):
 
 def _read(directory, split="train"):
     builder = _open(directory)
-    return tfds_data.read_split(builder, split, "image", "the command")
+    return tfds_data.read_split(builder, split, "the command")
 
 
 def _split_of(info, name="train"):

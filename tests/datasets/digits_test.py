@@ -1,4 +1,4 @@
-"""The embedded dataset is written once and is the same every time."""
+"""The digits are written once, always with the same records; a damaged dataset is refused."""
 
 import concurrent.futures
 import os
@@ -21,11 +21,13 @@ def test_written_once_and_identically(digits_dir, tmp_path):
     assert digits.prepare(digits_dir) == directory
     assert os.stat(os.path.join(directory, files[0])).st_mtime_ns == before
 
-    again = tfds.builder_from_directory(digits.prepare(tmp_path)).as_data_source(split="train")
-    first = tfds.builder_from_directory(directory).as_data_source(split="train")
+    first, second = (
+        tfds.builder_from_directory(path).as_data_source(split="train")
+        for path in (directory, digits.prepare(tmp_path))
+    )
     for i in (0, 7, 1616):
-        assert again[i]["label"] == first[i]["label"]
-        assert (again[i]["image"] == first[i]["image"]).all()
+        assert second[i]["label"] == first[i]["label"]
+        assert (second[i]["image"] == first[i]["image"]).all()
 
 
 def test_digits_command_builds_the_dataset(run_command, tmp_path):
@@ -96,25 +98,28 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_there_and_not_whole_is_an_error_with_the_way_out(digits_dir, tmp_path, damage):
+def test_incomplete_dataset_is_refused_with_the_command_that_rewrites_it(
+    digits_dir, tmp_path, damage
+):
     directory = tmp_path / "digits" / "1.0.0"
     shutil.copytree(digits_dir / "digits" / "1.0.0", directory)
     change, message = DAMAGES[damage]
     change(directory)
     before = sorted(directory.iterdir()) if directory.is_dir() else None
-    anew = f"rm -r {directory}; python -m dit_jax.datasets.digits --data_dir {tmp_path}"
-    with pytest.raises(
-        ValueError, match=f"1.0.0 is there and is not whole: .*({message})"
-    ) as error:
+    command = f"rm -r {directory}; python -m dit_jax.datasets.digits --data_dir {tmp_path}"
+    expected = f"1.0.0 exists but is not complete: .*({message})"
+    with pytest.raises(ValueError, match=expected) as error:
         digits.prepare(tmp_path)
-    assert str(error.value).count(f"`{anew}`") == 1
+    assert str(error.value).count(f"`{command}`") == 1
     assert "\n" not in str(error.value)
     assert before == (sorted(directory.iterdir()) if directory.is_dir() else None)
     subprocess.run(["rm", "-r", directory], check=True)
     assert digits.prepare(tmp_path) == str(directory)
 
 
-def test_command_says_it_in_a_line(run_command, digits_dir, tmp_path):
+def test_command_refuses_an_incomplete_dataset_without_a_traceback(
+    run_command, digits_dir, tmp_path
+):
     shutil.copytree(digits_dir / "digits", tmp_path / "digits")
     os.truncate(tmp_path / "digits" / "1.0.0" / "dataset_info.json", 0)
     error = run_command("datasets.digits", "--data_dir", tmp_path, fails=True)

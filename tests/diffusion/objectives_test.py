@@ -1,4 +1,4 @@
-"""The losses against recorded values and theory, and what their gradients may reach."""
+"""The losses against recorded values and theory, and which outputs their gradients reach."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,7 @@ def _objective(**changes):
     return config
 
 
-def test_losses_equal_the_published_ones(golden, process, golden_predict):
-    """The golden's indices include 0, where the bound is the discretised likelihood."""
+def test_losses_equal_the_published_code(golden, process, golden_predict):
     losses = objectives.denoising_loss(
         process,
         _objective(),
@@ -29,7 +28,7 @@ def test_losses_equal_the_published_ones(golden, process, golden_predict):
         process.time_of_index(jnp.asarray(golden["t"])),
         golden["eps"],
     )
-    assert 0 in golden["t"]
+    assert 0 in golden["t"]  # there the bound is the discretised likelihood
     for name, published in (("mse", "loss_mse"), ("vb", "loss_vb"), ("loss", "loss_loss")):
         assert_trees_close(losses[name].tolist(), golden[published].tolist(), 2e-5)
 
@@ -39,14 +38,14 @@ def _loss(golden, process, predict, t, **changes):
     return objectives.denoising_loss(process, _objective(**changes), predict, x_0, t, eps)
 
 
-def test_without_learned_variance_the_loss_is_the_mse(golden, process):
+def test_loss_without_learned_variance_is_the_mse(golden, process):
     losses = _loss(golden, process, lambda x_t, t: x_t, jnp.array([0.001, 0.5, 1.0]))
     assert losses.keys() == {"loss", "mse"}
     np.testing.assert_array_equal(losses["loss"], losses["mse"])
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-def test_bound_teaches_only_the_variance(golden, process, prediction):
+def test_bound_has_a_gradient_for_the_variance_alone(golden, process, prediction):
     t = process.time_of_index(jnp.array([0, 10, 900]))
 
     def grads(name):
@@ -56,23 +55,24 @@ def test_bound_teaches_only_the_variance(golden, process, prediction):
 
         return jnp.split(jax.grad(total)(0.3 * jnp.ones((3, 8, 8, 8))), 2, axis=-1)
 
-    of_prediction, of_variance = grads("vb")
-    assert not np.any(np.asarray(of_prediction))
-    assert np.all(np.any(np.asarray(of_variance), axis=(1, 2, 3)))
-    of_prediction, of_variance = grads("mse")
-    assert not np.any(np.asarray(of_variance))
-    assert np.any(np.asarray(of_prediction))
+    prediction_grad, variance_grad = grads("vb")
+    assert not np.any(np.asarray(prediction_grad))
+    assert np.all(np.any(np.asarray(variance_grad), axis=(1, 2, 3)))
+    prediction_grad, variance_grad = grads("mse")
+    assert not np.any(np.asarray(variance_grad))
+    assert np.any(np.asarray(prediction_grad))
 
 
-def test_learned_variance_moves_between_its_bounds():
+def test_learned_variance_interpolates_between_its_bounds():
     bounds = jnp.float32(-2.0), jnp.float32(-5.0)
     values = objectives.learned_log_variance(jnp.array([1.0, -1.0, 0.0]), *bounds)
     assert_close(values, [-2.0, -5.0, -3.5], 1e-7)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-def test_bound_vanishes_where_the_prediction_is_exact(golden, process, prediction):
-    """x_0 exact and the variance the posterior's: the two normals are the same."""
+def test_bound_is_0_for_an_exact_prediction_with_the_posterior_variance(
+    golden, process, prediction
+):
     t = process.time_of_index(jnp.array([5, 300, 900]))
     a, b = predictions.coefficients(process, prediction, t)
     exact = a[:, None, None, None] * golden["x_0"] + b[:, None, None, None] * golden["eps"]
@@ -82,18 +82,18 @@ def test_bound_vanishes_where_the_prediction_is_exact(golden, process, predictio
     assert np.abs(losses["mse"]).max() < 1e-10
 
 
-def test_other_channel_counts_are_refused(golden, process):
+def test_predictions_with_wrong_channel_counts_are_refused(golden, process):
     with pytest.raises(ValueError, match="returned 3 channels for 4"):
         _loss(golden, process, lambda x_t, t: x_t[..., :3], jnp.full(3, 0.5))
 
 
 @pytest.mark.parametrize("weight", objectives.WEIGHTS)
 @pytest.mark.parametrize("name", ["ddpm", "flow", "edm"])
-def test_a_weighted_error_is_the_same_whatever_is_predicted(build_process, name, weight):
-    """Weights but uniform are of the error of x_0 or eps, so the prediction cancels."""
+def test_weighted_error_is_the_same_for_every_prediction(build_process, name, weight):
+    """Every weight except uniform is defined for the error of x_0 or eps."""
     process = build_process(name, sigma_data=0.5, sigma_max=10.0)
     t = jnp.array([0.01, 0.2, 0.5, 0.9])
-    error = 0.37  # of x_0 at every t, so of eps -alpha / sigma error
+    error = 0.37  # x_0's error at every t; eps is then off by -alpha / sigma * error
     weighted = {}
     for prediction in predictions.PREDICTIONS:
         a, b = predictions.coefficients(process, prediction, t)
@@ -111,9 +111,9 @@ def test_a_weighted_error_is_the_same_whatever_is_predicted(build_process, name,
         "edm": snr + 4,
         "likelihood": 0.5 * process.snr_rate(t),
     }[weight]
-    for value in weighted.values():
-        of_t = (error**2 * expected).tolist()
-        assert_trees_close(value.tolist(), of_t, 2e-3)
+    for actual in weighted.values():
+        # As lists, so that each t is compared alone.
+        assert_trees_close(actual.tolist(), (error**2 * expected).tolist(), 2e-3)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_a_weighted_error_is_the_same_whatever_is_predicted(build_process, name,
 )
 @pytest.mark.parametrize("name", ["ddpm", "flow", "edm"])
 def test_every_objective_has_the_same_minimiser(build_process, name, prediction, weight):
-    """An x_0 that is affine in x_t at each of three t becomes the posterior's mean.
+    """Fits x_0_hat = offset + slope * x_t at three t; the minimum must be the posterior's mean.
 
-    The loss is quadratic in these numbers, so differences of its gradient solve it.
+    The loss is quadratic in offset and slope, so Newton's method finds its minimum in one step.
     """
     process = build_process(name, sigma_data=0.5, sigma_max=5.0)
     config = _objective(prediction=prediction, weight=weight)
@@ -153,7 +153,7 @@ def test_every_objective_has_the_same_minimiser(build_process, name, prediction,
         losses = objectives.denoising_loss(process, config, predict, x_0, t, eps)
         return losses["loss"].mean()
 
-    points = np.eye(7, 6, -1).reshape(7, 2, 3)  # 0 and the units
+    points = np.eye(7, 6, -1).reshape(7, 2, 3)  # the origin and the six unit vectors
     at_zero, *at_units = np.asarray(jax.jit(jax.vmap(gradient))(points), np.float64).reshape(7, 6)
     offset, slope = -np.linalg.solve(at_units - at_zero, at_zero).reshape(2, 3)
     alpha, sigma = (np.ravel(c)[::size] for c in (alpha, sigma))
@@ -165,11 +165,12 @@ def test_every_objective_has_the_same_minimiser(build_process, name, prediction,
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
-def test_gradients_near_both_ends_are_finite_in_bf16(build_process, name, prediction):
-    """Of a bf16 network, for every weight, at the smallest and largest t that are drawn."""
+def test_losses_and_gradients_of_a_bf16_network_are_finite_near_both_ends(
+    build_process, name, prediction
+):
     process = build_process(name)
-    ends = jnp.array([0.0, 1e-4, 1 - 1e-4, 1 - 2**-24])
-    t = process.nearest(ends, _objective().min_t)
+    ends = jnp.array([0.0, 1e-4, 1 - 1e-4, 1 - 2**-24])  # the smallest and largest possible draws
+    t = process.clip_time(ends, _objective().min_t)
     x_0, eps = (jax.random.normal(jax.random.key(i), (4, 2, 2, 1)) for i in (0, 1))
 
     def loss(w, config):
@@ -188,7 +189,7 @@ def test_gradients_near_both_ends_are_finite_in_bf16(build_process, name, predic
 
 @pytest.mark.parametrize("low_discrepancy", [False, True])
 @pytest.mark.parametrize("name", ["vp", "flow", "edm"])
-def test_t_has_its_distribution(build_process, name, low_discrepancy):
+def test_drawn_t_follows_the_configured_distribution(build_process, name, low_discrepancy):
     process = build_process(name)
 
     def draw(**changes):
@@ -206,8 +207,8 @@ def test_t_has_its_distribution(build_process, name, low_discrepancy):
     assert scipy.stats.kstest(log_ratio, scipy.stats.norm(-1.2, 1.2).cdf).statistic < limit
 
 
-def test_t_of_low_discrepancy_is_one_in_every_part_shifted_at_random(build_process):
-    """So that over the steps all of 0..1 is trained on, whatever the batch size."""
+def test_low_discrepancy_puts_one_t_in_each_part_with_a_random_shift(build_process):
+    """The shift makes the steps cover all of 0..1, also with small batches."""
     config, process = _objective(low_discrepancy=True), build_process("flow")
     draws = [objectives.draw(process, config, jax.random.key(i), (4, 1))[0] for i in range(500)]
     t = np.sort(draws, axis=1)
@@ -217,7 +218,7 @@ def test_t_of_low_discrepancy_is_one_in_every_part_shifted_at_random(build_proce
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal", "log_normal"])
-def test_t_of_a_chain_is_one_of_its_levels(process, distribution):
+def test_drawn_t_for_a_chain_is_a_level(process, distribution):
     config = _objective(t_distribution=distribution, t_std=3.0)
     t, _ = objectives.draw(process, config, jax.random.key(0), (1_000, 1, 1, 1))
     levels = np.asarray(t, np.float64) * 1000
@@ -226,11 +227,11 @@ def test_t_of_a_chain_is_one_of_its_levels(process, distribution):
     assert 990 < levels.max() <= 1000
 
 
-def test_likelihood_weight_is_the_bound(build_process):
-    """E_t of the weighted error of the exact denoiser is known: the entropy of normal data.
+def test_likelihood_weight_integrates_to_the_bound(build_process):
+    """The weighted error of the exact denoiser for x_0 ~ N(0, s^2) has a closed form.
 
-    For x_0 ~ N(0, s^2) the mean error at snr is s^2 / (1 + s^2 snr); half its integral over snr is
-    half of log(1 + s^2 snr).
+    Its mean squared error is s^2 / (1 + s^2 snr). Half the integral of this over snr is
+    log(1 + s^2 snr) / 2.
     """
     process, std = build_process("vp"), 0.5
     t = jnp.linspace(0.01, 1, 20_001)
@@ -241,12 +242,12 @@ def test_likelihood_weight_is_the_bound(build_process):
     assert_close(integral, expected, 1e-3)
 
 
-def test_noise_and_times_are_the_key_s(process):
-    first, again = (
+def test_noise_and_times_depend_on_the_key_alone(process):
+    first, repeated = (
         objectives.draw(process, _objective(), jax.random.key(0), (8, 2, 2, 1)) for _ in range(2)
     )
     other = objectives.draw(process, _objective(), jax.random.key(1), (8, 2, 2, 1))
-    for a, b, c in zip(first, again, other, strict=True):
+    for a, b, c in zip(first, repeated, other, strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.any(np.asarray(a != c))
 
@@ -257,20 +258,18 @@ def test_noise_and_times_are_the_key_s(process):
         ("ddpm", dict(prediction="noise"), True, "unknown objective.prediction='noise'"),
         ("ddpm", dict(weight="snr"), True, "unknown objective.weight='snr'; choose one of uniform"),
         ("flow", dict(t_distribution="cosine"), False, "unknown objective.t_distribution='cosine'"),
-        ("ddpm", dict(min_t=1e-3), True, "min_t=0.001 is of processes in continuous time"),
-        ("flow", {}, True, "diffusion.process=ddpm only: set model.learn_sigma=False"),
+        ("ddpm", dict(min_t=1e-3), True, "min_t=0.001 has no effect with diffusion.process=ddpm"),
+        ("flow", {}, True, "a learned variance needs diffusion.process=ddpm. Set"),
     ],
 )
-def test_objectives_that_do_not_exist_are_refused(
-    build_process, name, changes, learn_sigma, message
-):
+def test_invalid_objectives_are_refused(build_process, name, changes, learn_sigma, message):
     with pytest.raises(ValueError, match=message):
         objectives.check(build_process(name), _objective(**changes), learn_sigma)
 
 
-def test_zero_terminal_snr_refuses_eps(build_process):
+def test_eps_is_refused_with_zero_terminal_snr(build_process):
     process = build_process("ddpm", zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="says nothing of x_0"):
+    with pytest.raises(ValueError, match="does not determine x_0"):
         objectives.check(process, _objective(), learn_sigma=True)
     objectives.check(process, _objective(prediction="v"), learn_sigma=True)
     with pytest.raises(ValueError, match="weight=min_snr with prediction=v is 0 at the last level"):
@@ -278,9 +277,10 @@ def test_zero_terminal_snr_refuses_eps(build_process):
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2"])
-def test_autoencoder_loss_of_known_errors(distance):
-    """A reconstruction off by 0.1 everywhere, posterior N(1, 4) in 6 values."""
+def test_autoencoder_loss_equals_its_closed_form(distance):
+    """The reconstruction is off by 0.1 everywhere."""
     pixels = jnp.full((2, 4, 4, 3), 0.5)
+    # The posterior N(1, 4), with 6 latent values per image.
     mean, log_variance = jnp.ones((2, 1, 2, 3)), jnp.full((2, 1, 2, 3), np.log(4.0))
     losses = objectives.autoencoder_loss(
         pixels, pixels + 0.1, mean, log_variance, distance=distance, kl_weight=0.01
@@ -293,7 +293,7 @@ def test_autoencoder_loss_of_known_errors(distance):
     assert_close(losses["loss"], 2 * [error + 0.01 * kl / 48], 1e-5)
 
 
-def test_psnr_is_of_the_clipped_image():
+def test_psnr_is_computed_from_the_clipped_image():
     pixels, moments = jnp.ones((1, 2, 2, 1)), jnp.zeros((1, 1, 1, 1))
     losses = objectives.autoencoder_loss(
         pixels, pixels + 5, moments, moments, distance="l1", kl_weight=0.0

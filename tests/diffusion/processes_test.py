@@ -1,4 +1,4 @@
-"""The processes against recorded values and against the probability calculus."""
+"""The processes against recorded values and identities of their distributions."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def test_q_sample_equals_the_published_process(golden, process):
     assert_close(x_t, golden["x_t"], 1e-6)
 
 
-def test_every_index_survives_the_way_through_t(process):
+def test_time_of_index_inverts_network_time(process):
     index = jnp.arange(process.num_steps)
     t = process.time_of_index(index)
     np.testing.assert_array_equal(process.network_time(t), index)
@@ -33,7 +33,7 @@ def test_variance_is_preserved(build_process, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_t_0_is_data_and_t_1_noise_of_the_deviation_samplers_begin_with(build_process, name):
+def test_t_0_is_data_and_t_1_is_noise_with_the_initial_deviation_of_samplers(build_process, name):
     process = build_process(name)
     ends = np.array([0.0, 1.0])
     alpha, sigma = process.alpha(ends), process.sigma(ends)
@@ -43,19 +43,19 @@ def test_t_0_is_data_and_t_1_noise_of_the_deviation_samplers_begin_with(build_pr
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_numpy_gives_f64_and_jax_f32_of_the_same_values(build_process, name):
+def test_numpy_arguments_give_f64_and_jax_arguments_f32(build_process, name):
     process = build_process(name)
     t = np.array([0.001, 0.25, 0.6, 0.999])
     functions = [process.alpha, process.sigma, process.snr, process.network_time]
     functions += [process.network_scale, process.snr_rate, process.velocity]
     for function in functions:
-        output, reference = np.asarray(function(t)), jnp.asarray(function(jnp.asarray(t)))
-        assert (output.dtype, reference.dtype) == (np.float64, jnp.float32)
-        assert_trees_close(reference.tolist(), output.tolist(), 2e-4)  # each by itself
+        in_f64, in_f32 = np.asarray(function(t)), jnp.asarray(function(jnp.asarray(t)))
+        assert (in_f64.dtype, in_f32.dtype) == (np.float64, jnp.float32)
+        assert_trees_close(in_f32.tolist(), in_f64.tolist(), 2e-4)  # each value alone
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_velocity_is_the_derivative(build_process, name):
+def test_velocity_is_the_derivative_of_alpha_and_sigma(build_process, name):
     process = build_process(name)
     t, h = np.linspace(0.01, 0.98, 50), 1e-6
     for function, velocity in zip((process.alpha, process.sigma), process.velocity(t), strict=True):
@@ -64,17 +64,16 @@ def test_velocity_is_the_derivative(build_process, name):
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_snr_rate_is_the_loss_of_signal_to_noise(build_process, name):
+def test_snr_rate_is_minus_the_derivative_of_snr(build_process, name):
     process = build_process(name)
     t, h = np.linspace(0.01, 0.98, 50), 1e-6
     snr = [process.snr(t + d) for d in (-h, h)]
     numeric = (snr[0] - snr[1]) / (2 * h)
-    assert_trees_close(process.snr_rate(t).tolist(), numeric.tolist(), 1e-5)  # each by itself
+    assert_trees_close(process.snr_rate(t).tolist(), numeric.tolist(), 1e-5)  # each value alone
 
 
-def test_snr_rate_of_levels_adds_up_to_the_whole(process):
-    """Over the levels 2..T, T times the mean loss is the loss from level 1 to T."""
-    t = process.time_of_index(np.arange(1, 1000))
+def test_snr_rates_of_a_chain_sum_to_the_whole_fall_of_snr(process):
+    t = process.time_of_index(np.arange(1, 1000))  # levels 2 to 1000
     ends = process.snr(np.array([0.001, 1.0]))
     assert_close(process.snr_rate(t).sum() / 1000, ends[0] - ends[1], 1e-9)
 
@@ -86,11 +85,10 @@ def test_snr_decreases_and_time_of_ratio_inverts_it(build_process, name):
     snr = process.snr(t)
     assert np.all(np.diff(snr) < 0)
     inverse = process.time_of_ratio(snr**-0.5)
-    assert_trees_close(inverse.tolist(), t.tolist(), 1e-6)  # each by itself
+    assert_trees_close(inverse.tolist(), t.tolist(), 1e-6)  # each value alone
 
 
-def test_schedules(build_process):
-    """Against the formulas written out once more, at a few levels."""
+def test_schedules_equal_their_published_formulas(build_process):
 
     def alpha_bar(**changes):
         return build_process("ddpm", **changes).alpha_bar
@@ -108,7 +106,7 @@ def test_schedules(build_process):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_network_is_fed_unit_variance_at_t_of_noise(build_process, name):
+def test_network_scale_gives_unit_variance_at_t_1(build_process, name):
     process = build_process(name)
     t = np.ones(1)
     x_std = np.hypot(process.alpha(t) * process.sigma_data, process.sigma(t))
@@ -126,7 +124,7 @@ def test_posterior_composes_to_the_marginal(build_process, name):
     assert_close(variance, process.sigma(s) ** 2, 1e-9)
 
 
-def test_posterior_clips_the_last_variance_to_its_neighbour(process):
+def test_posterior_replaces_the_variance_of_the_step_to_data_by_the_one_before(process):
     levels = np.arange(1000, -1, -1) / 1000
     p = process.posterior(levels[:-1], levels[1:])
     assert np.isfinite(p.log_variance).all()
@@ -134,8 +132,8 @@ def test_posterior_clips_the_last_variance_to_its_neighbour(process):
 
 
 @pytest.mark.parametrize("name", [*ALL, "ddpm without signal"])
-def test_ode_is_the_velocity_of_x_t(build_process, name):
-    """d(x / scale) / d clock is what x_t = alpha x_0 + sigma eps does, for any x_0 and eps."""
+def test_ode_equals_the_numeric_velocity_of_x_t(build_process, name):
+    """For any x_0 and eps, d(x_t / scale) / d clock follows from x_t = alpha x_0 + sigma eps."""
     changes = dict(zero_terminal_snr=True) if name == "ddpm without signal" else {}
     name = name.split()[0]
     process = build_process(name, **changes)
@@ -147,19 +145,19 @@ def test_ode_is_the_velocity_of_x_t(build_process, name):
     assert_close(ode.x_0_coef * x_0 + ode.eps_coef * eps, numeric, 1e-4)
 
 
-def test_training_times_are_those_of_the_process(build_process):
+def test_training_times_are_levels_of_a_chain_or_clipped_to_the_allowed_range(build_process):
     u = jnp.array([0.0, 1e-9, 0.4321, 1 - 2**-24])
     chain, flow = build_process("ddpm"), build_process("flow")
-    assert_close(chain.from_uniform(u, 0.1), [0.001, 0.001, 0.433, 1], 1e-7)
-    assert_close(chain.nearest(u, 0.1), [0.001, 0.001, 0.432, 1], 1e-7)
-    assert_close(flow.nearest(u, 0.1), [0.1, 0.1, 0.4321, 1], 2e-6)
-    assert flow.nearest(u, 0.1)[-1] < 1  # where weights of eps are infinite
-    level = chain.level(chain.from_uniform(jax.random.uniform(jax.random.key(0), (20_000,)), 0.0))
+    assert_close(chain.map_uniform(u, 0.1), [0.001, 0.001, 0.433, 1], 1e-7)
+    assert_close(chain.clip_time(u, 0.1), [0.001, 0.001, 0.432, 1], 1e-7)
+    assert_close(flow.clip_time(u, 0.1), [0.1, 0.1, 0.4321, 1], 2e-6)
+    assert flow.clip_time(u, 0.1)[-1] < 1  # at 1 the weights for eps are infinite
+    level = chain.level(chain.map_uniform(jax.random.uniform(jax.random.key(0), (20_000,)), 0.0))
     assert (level.min(), level.max()) == (1, 1000)
     assert abs(float(level.mean()) - 500.5) < 10
 
 
-def test_q_sample_refuses_one_time_for_all(golden, process):
+def test_q_sample_refuses_a_scalar_time(golden, process):
     with pytest.raises(ValueError, match="one time per example"):
         processes.q_sample(process, golden["x_0"], jnp.float32(0.5), golden["eps"])
 
@@ -176,10 +174,10 @@ def test_q_sample_refuses_one_time_for_all(golden, process):
         (
             "vp",
             dict(schedule="cosine"),
-            "schedule='cosine' .*are of diffusion.process=ddpm, not 'vp'",
+            "schedule='cosine' .*are for process=ddpm. Omit them for 'vp'",
         ),
     ],
 )
-def test_processes_that_do_not_exist_are_refused(build_process, name, changes, message):
+def test_invalid_processes_are_refused(build_process, name, changes, message):
     with pytest.raises(ValueError, match=message):
         build_process(name, **changes)

@@ -1,4 +1,4 @@
-"""Our losses beside their papers' formulas, written in f64 NumPy with tables of their own."""
+"""The losses against their papers' formulas, written here independently in f64 NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ BETAS = np.linspace(1e-4, 0.02, T)
 ALPHA_BAR = np.cumprod(1 - BETAS)
 SNR = ALPHA_BAR / (1 - ALPHA_BAR)
 ALPHA_BAR_BEFORE = np.append(1.0, ALPHA_BAR[:-1])
-INDEX = np.append(np.arange(T), [0] * 10)  # the last with a prediction that is far off
+INDEX = np.append(np.arange(T), [0] * 10)  # `_data` gives the last example a huge error
 
 
 def _column(table):
@@ -22,16 +22,17 @@ def _column(table):
 
 
 def _data():
-    """x_0, partly in the outermost of 256 bins, eps, and an error of eps; [1010, 2, 2, 3]."""
+    """Returns x_0, eps and an error to add to eps, each [1010, 2, 2, 3]."""
     rng = np.random.default_rng(0)
     x_0, eps = rng.normal(size=(2, len(INDEX), 2, 2, 3))
-    error = rng.uniform(-2.5, 2.5, x_0.shape)  # at index 0 out to 3 deviations
+    error = rng.uniform(-2.5, 2.5, x_0.shape)  # at index 0 up to 3 deviations
     error[-1] = 100
-    return np.clip(0.8 * x_0, -1, 1).astype(np.float32), eps.astype(np.float32), error
+    x_0 = np.clip(0.8 * x_0, -1, 1)  # some values fall into the outermost of the 256 bins
+    return x_0.astype(np.float32), eps.astype(np.float32), error
 
 
 def _loss(config, x_0, eps, output):
-    """Ours at t of INDEX; output [B, h, w, C or 2C] is what the network says."""
+    """Returns dit_jax's losses at INDEX for the network output [B, h, w, C or 2C]."""
     process = diffusion.build(config.diffusion)
 
     def predict(x_t, network_time):
@@ -55,7 +56,7 @@ def _mean(a):
 
 
 def _compare(name, actual, expected, offset=0.0):
-    """Each example's loss by itself: they lie orders of magnitude apart."""
+    """Compares each example's loss alone, since the losses differ by orders of magnitude."""
     actual, expected = actual + offset, expected + offset
     difference = np.abs(actual / expected - 1)
     print(f"{name} differs by {difference.max():.1e}, in example {difference.argmax()}")
@@ -63,7 +64,7 @@ def _compare(name, actual, expected, offset=0.0):
 
 
 def _network(prediction, x_0, eps, error):
-    """(target, output [B, h, w, C] f32, its x_0), where the output's eps is off by the error."""
+    """Returns (target, output, x_0 by the output), where the output's eps is off by the error."""
     a, s = _column(np.sqrt(ALPHA_BAR)[INDEX]), _column(np.sqrt(1 - ALPHA_BAR)[INDEX])
     x_t = a * x_0 + s * eps
     if prediction == "eps":
@@ -78,21 +79,21 @@ def _network(prediction, x_0, eps, error):
 
 
 def _hybrid_terms(x_0, x_t, x_0_hat, variance):
-    """L_{t-1}, or L_0 at index 0, in bits: Ho et al. 2020, eq. 6-8 and 13."""
-    first = _column(np.sqrt(ALPHA_BAR_BEFORE) * BETAS / (1 - ALPHA_BAR))
-    second = _column(np.sqrt(1 - BETAS) * (1 - ALPHA_BAR_BEFORE) / (1 - ALPHA_BAR))
+    """Returns L_{t-1}, or L_0 at index 0, in bits: Ho et al. 2020, eq. 6-8 and 13."""
+    x_0_coef = _column(np.sqrt(ALPHA_BAR_BEFORE) * BETAS / (1 - ALPHA_BAR))
+    x_t_coef = _column(np.sqrt(1 - BETAS) * (1 - ALPHA_BAR_BEFORE) / (1 - ALPHA_BAR))
     posterior_variance = BETAS * (1 - ALPHA_BAR_BEFORE) / (1 - ALPHA_BAR)
-    posterior_variance[0] = posterior_variance[1]  # of index 0 it is 0
+    posterior_variance[0] = posterior_variance[1]  # at index 0 it is 0, with log -inf
     low, high = _column(np.log(posterior_variance)), _column(np.log(BETAS))
-    first, second, low, high = (table[INDEX] for table in (first, second, low, high))
+    x_0_coef, x_t_coef, low, high = (table[INDEX] for table in (x_0_coef, x_t_coef, low, high))
 
     fraction = (variance + 1) / 2  # Nichol & Dhariwal 2021, eq. 15
     log_variance = fraction * high + (1 - fraction) * low
-    mean, mean_hat = (first * x + second * x_t for x in (x_0, x_0_hat))
+    mean, mean_hat = (x_0_coef * x + x_t_coef * x_t for x in (x_0, x_0_hat))
     kl = (mean - mean_hat) ** 2 / np.exp(log_variance) + np.exp(low - log_variance)
     kl = 0.5 * (kl - 1 + log_variance - low)
 
-    def cdf(z):  # the tanh approximation of the normal's
+    def cdf(z):  # the tanh approximation of the normal cdf
         return (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2
 
     std = np.exp(log_variance / 2)
@@ -104,7 +105,7 @@ def _hybrid_terms(x_0, x_t, x_0_hat, variance):
 
 @pytest.mark.parametrize("learned_variance", [False, True])
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-def test_hybrid_loss(prediction, learned_variance):
+def test_hybrid_loss_equals_the_papers_formulas(prediction, learned_variance):
     x_0, eps, error = _data()
     target, output, x_0_hat = _network(prediction, x_0, eps, error)
     mse = _mean((target - output) ** 2)
@@ -119,7 +120,8 @@ def test_hybrid_loss(prediction, learned_variance):
     losses = _loss(_config({"objective.prediction": prediction}), x_0, eps, output)
     assert losses.keys() == expected.keys()
     for name in losses:
-        _compare(name, losses[name], expected[name], 0.01)  # vb's f32 terms of about 1 cancel
+        # f32 terms of about 1 cancel in vb, which leaves absolute errors: hence the offset.
+        _compare(name, losses[name], expected[name], offset=0.01)
 
 
 def _min_snr(prediction, gamma):
@@ -129,15 +131,16 @@ def _min_snr(prediction, gamma):
 
 
 def _p2(prediction, gamma):
-    """Choi et al. 2022, eq. 8 with k = 1, of an error of eps."""
-    of_eps = 1 / (1 + SNR) ** gamma
-    return of_eps * {"eps": 1, "x_0": SNR, "v": ALPHA_BAR}[prediction]
+    """Choi et al. 2022, eq. 8 with k = 1, which weights the error of eps."""
+    eps_weight = 1 / (1 + SNR) ** gamma
+    return eps_weight * {"eps": 1, "x_0": SNR, "v": ALPHA_BAR}[prediction]
 
 
 def _likelihood(prediction):
-    """Kingma et al. 2021, eq. 13, of an error of x_0; that of index 0 is unbounded."""
-    of_x_0 = T / 2 * np.append(SNR[0] - SNR[1], SNR[:-1] - SNR[1:])
-    return of_x_0 * {"eps": 1 / SNR, "x_0": 1, "v": 1 - ALPHA_BAR}[prediction]
+    """Kingma et al. 2021, eq. 13, which weights the error of x_0."""
+    # The weight of index 0 is unbounded; it takes that of index 1.
+    x_0_weight = T / 2 * np.append(SNR[0] - SNR[1], SNR[:-1] - SNR[1:])
+    return x_0_weight * {"eps": 1 / SNR, "x_0": 1, "v": 1 - ALPHA_BAR}[prediction]
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
@@ -152,7 +155,7 @@ def _likelihood(prediction):
     ],
     ids=["min_snr_5", "min_snr_1", "p2_1", "p2_half", "likelihood"],
 )
-def test_weights(changes, weight, prediction):
+def test_weights_equal_the_papers_formulas(changes, weight, prediction):
     x_0, eps, error = _data()
     target, output, _ = _network(prediction, x_0, eps, error)
     changes = {f"objective.{key}": value for key, value in changes.items()}
@@ -162,7 +165,7 @@ def test_weights(changes, weight, prediction):
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
-def test_edm_loss(sigma_data):
+def test_edm_loss_equals_the_papers_formula(sigma_data):
     """Karras et al. 2022, eq. 7 and 8 and table 1, from sigma 0.002 to 80."""
     config = default.get_config(process="edm")
     config.diffusion.sigma_data = sigma_data

@@ -1,4 +1,4 @@
-"""Samplers against recorded samples, and against data whose denoiser is known exactly."""
+"""Samplers against recorded samples, and on data whose exact denoiser is known."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from helpers.close import assert_close, assert_trees_close
-from helpers.mixture import NORMAL, TWO, Channels, Mixture
+from helpers.mixture import NORMAL, TWO_MODES, Channels, Mixture
 
 from configs import default
 from dit_jax import diffusion
@@ -22,7 +22,7 @@ def _settings(**changes):
 
 
 def _solve(process, data, x_T, prediction="u", seed=1, **settings):
-    """x_0 of the sampler that the settings ask for, with the data's exact denoiser."""
+    """Returns x_0 of the sampler with these settings, with the data's exact denoiser."""
     sampler = samplers.build(_settings(**settings), process, prediction)
     denoise = data.denoise(process, sampler.times)
 
@@ -34,17 +34,17 @@ def _solve(process, data, x_T, prediction="u", seed=1, **settings):
         problem = solvers.Problem(process, sampler.grid, parts, lambda i: noise[i])
         return sampler.solve(problem, x_T)
 
-    shape = (steps, *x_T.shape) if len(x_T) > 100 else (steps, 1, 1, 1, 1)  # else no one adds any
-    x_0, finite = run(x_T, np.random.default_rng(seed).standard_normal(shape, x_T.dtype))
-    without = settings.get("last_step") == "none" or settings.get("last_step_t") == 0
-    assert finite.shape == (settings["steps"] - without,)
+    # Only the tests of stochastic samplers have more than 100 examples; others use no noise.
+    noise_shape = (steps, *x_T.shape) if len(x_T) > 100 else (steps, 1, 1, 1, 1)
+    x_0, finite = run(x_T, np.random.default_rng(seed).standard_normal(noise_shape, x_T.dtype))
+    no_last_step = settings.get("last_step") == "none" or settings.get("last_step_t") == 0
+    assert finite.shape == (settings["steps"] - no_last_step,)
     assert np.all(finite)
     return x_0
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
-def test_samples_equal_the_published_ones(golden, process, golden_predict, name):
-    """cfg 1.5 on three channels, ten steps, learned variance."""
+def test_samples_equal_the_published_code(golden, process, golden_predict, name):
     sampler = samplers.build(_settings(sampler=name, steps=10), process, "eps")
     y = jnp.asarray(golden["y"])
     guided = guidance.classifier_free_guidance(golden_predict, y, jnp.full_like(y, 7), 1.5, 3)
@@ -57,11 +57,11 @@ def test_samples_equal_the_published_ones(golden, process, golden_predict, name)
     assert finite.tolist() == [True] * 10
 
 
-def test_clipped_x_0_has_an_eps_that_fits(process):
+def test_clipping_x_0_adapts_eps_to_the_same_x_t(process):
     times = samplers.build(_settings(sampler="ddim", steps=10), process, "eps").times
     exact = NORMAL.denoise(process, times)
     x_t = jnp.linspace(-2, 4, 100).reshape(1, 100, 1, 1)
-    for i in (5, 9):  # at 0, noise alone, x_0 is the mean
+    for i in (5, 9):  # not 0, where x_t is pure noise and x_0 is the mean
 
         def predict(x, network_time, i=i):
             return exact(x, i).eps
@@ -75,15 +75,15 @@ def test_clipped_x_0_has_an_eps_that_fits(process):
         np.testing.assert_array_equal(after.x_0, np.clip(before.x_0, -1, 1))
         alpha, sigma = process.alpha(times)[i], process.sigma(times)[i]
         assert_close(alpha * after.x_0 + sigma * after.eps, x_t, 2e-6)
-        # eps is what x_t has beside x_0, and has its rounding, divided by sigma.
+        # eps = (x_t - alpha x_0) / sigma, so sigma divides the rounding of x_t.
         rounding = 3e-6 * np.abs(x_t).max() / sigma
         assert np.abs(after.eps - before.eps)[inside].max() < rounding
 
 
 def _error(process, data, steps, **settings):
-    """By how much the flow misses the quantile of x_0 that x_T's leads to, f64.
+    """Returns the largest difference between the quantiles of x_T and of x_0, in f64.
 
-    In one variable the probability flow keeps the order of points, so it keeps their quantiles.
+    In one variable the probability flow keeps the order of points, and so their quantiles.
     """
     with jax.enable_x64(True):
         x_T = np.linspace(-1.5, 1.5, 7).reshape(-1, 1, 1, 1) * process.x_T_std
@@ -99,14 +99,14 @@ ORDERS = {"ddim": 1, "dpmpp1": 1, "euler": 1, "heun": 2, "ab2": 2, "dpmpp2m": 2,
 
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("process", ["vp", "flow", "gvp", "edm"])
-def test_order_of_convergence_is_the_nominal_one(build_process, process, name):
-    """Twice the steps divide the error by 2^order."""
+def test_doubling_the_steps_divides_the_error_by_2_to_the_order(build_process, process, name):
     process = build_process(process, sigma_min=1e-4, sigma_max=20.0)
+    # For flow and gvp, sigma is smooth in t at t = 0, so a uniform grid suffices.
+    smooth = process.x_T_std == 1 and process.alpha(np.ones(1)) == 0
     # DPM-Solver's variable is log(alpha / sigma), infinite at both ends of a flow.
-    smooth = process.x_T_std == 1 and process.alpha(np.ones(1)) == 0  # sigma in t, at t = 0
     grid = "uniform" if smooth and name != "dpmpp2m" else "karras"
     error = functools.partial(_error, process, NORMAL, sampler=name, grid=grid)
-    steps = 64 if smooth or process.x_T_std > 1 else 32  # of vp the error changes sign at 200
+    steps = 64 if smooth or process.x_T_std > 1 else 32  # vp's error changes sign at 200 steps
     order = np.log2(error(steps) / error(2 * steps))
     assert ORDERS[name] - (1 if name == "ab4" else 0.25) < order
     assert name == "ab4" or order < ORDERS[name] + 0.25
@@ -114,12 +114,12 @@ def test_order_of_convergence_is_the_nominal_one(build_process, process, name):
 
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("process", ["ddpm", "ddpm without signal", "vp", "flow", "gvp", "edm"])
-def test_probability_flow_reaches_two_modes(build_process, process, name):
+def test_probability_flow_reaches_a_mixture_of_two_modes(build_process, process, name):
     process, *without_signal = process.split(" ", 1)
     process = build_process(process, zero_terminal_snr=bool(without_signal))
     settings = dict(grid="karras") if process.x_T_std > 1 else {}
     limit = 0.02 if ORDERS[name] == 1 else 0.004
-    assert _error(process, TWO, 200, sampler=name, **settings) < limit
+    assert _error(process, TWO_MODES, 200, sampler=name, **settings) < limit
 
 
 STOCHASTIC = {
@@ -133,7 +133,7 @@ STOCHASTIC = {
     "last euler": dict(sampler="euler_maruyama", last_step="euler", last_step_t=0.001),
     "no last step": dict(sampler="euler_maruyama", last_step="none"),
 }
-NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler", "no last step")
+CONTINUOUS_ONLY = ("heun", "sigma", "sbdm", "tweedie", "last euler", "no last step")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ NOT_OF_DISCRETE = ("heun", "sigma", "sbdm", "tweedie", "last euler", "no last st
         pytest.param(process, name, marks=[pytest.mark.slow] * (process in ("vp", "gvp", "edm")))
         for process in ("ddpm", "vp", "flow", "gvp", "edm")
         for name in STOCHASTIC
-        if not (process == "ddpm" and name in NOT_OF_DISCRETE)
+        if not (process == "ddpm" and name in CONTINUOUS_ONLY)
         and not (process in ("flow", "gvp") and name == "heun")
     ],
 )
@@ -150,16 +150,18 @@ def test_stochastic_samplers_reach_the_distribution(build_process, process, name
     process = build_process(process)
     x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (5_000, 1, 1, 2))
     settings = dict(grid="karras") if process.x_T_std > 1 else {}
-    x_0 = _solve(process, Channels((NORMAL, TWO)), x_T, steps=250, **settings, **STOCHASTIC[name])
-    for data, x in ((NORMAL, np.asarray(x_0[..., 0])), (TWO, np.asarray(x_0[..., 1]))):
+    x_0 = _solve(
+        process, Channels((NORMAL, TWO_MODES)), x_T, steps=250, **settings, **STOCHASTIC[name]
+    )
+    for data, x in ((NORMAL, np.asarray(x_0[..., 0])), (TWO_MODES, np.asarray(x_0[..., 1]))):
         mean = np.dot(data.weights, data.means)
-        second = np.dot(data.weights, np.square(data.means) + np.square(data.stds))
+        second_moment = np.dot(data.weights, np.square(data.means) + np.square(data.stds))
         assert x.mean() == pytest.approx(mean, abs=0.03)
-        assert x.std() == pytest.approx(np.sqrt(second - mean**2), rel=0.05)
+        assert x.std() == pytest.approx(np.sqrt(second_moment - mean**2), rel=0.05)
         assert scipy.stats.kstest(x.ravel(), data.cdf).statistic < 0.03
 
 
-def test_euler_maruyama_without_last_step_ends_where_it_is_told(build_process):
+def test_euler_maruyama_without_last_step_ends_at_last_step_t(build_process):
     process = build_process("flow")
     x_T = jax.random.normal(jax.random.key(0), (10_000, 1, 1, 1))
     settings = dict(sampler="euler_maruyama", last_step="none", last_step_t=0.2)
@@ -168,45 +170,46 @@ def test_euler_maruyama_without_last_step_ends_where_it_is_told(build_process):
     assert x.std() == pytest.approx(np.hypot(0.8 * 0.5, 0.2), rel=0.05)
 
 
-def test_churn_adds_noise_of_the_deviation_asked_for(build_process):
-    """Data are 0 and known, so that x keeps its noise: sigma falls in proportion in every step."""
+def test_churn_adds_noise_with_the_requested_deviation(build_process):
+    """With x_0 = 0 known, every step scales x by the ratio of the sigmas."""
     process, zero = build_process("edm"), jnp.zeros((1, 1, 1, 1))
     grid = np.array([0.5, 0.25, 0.0])
-    noisier = solvers.churn_levels(
-        process, grid, 0.5, (0.0, 30.0)
-    )  # the second step alone: 20 to 25
-    assert_close(process.sigma(noisier), [40, 25], 1e-9)
-    times = np.append(grid, noisier)
+    # The range includes only the second step, which churn raises from sigma 20 to 25.
+    noisier_t = solvers.add_churn(process, grid, 0.5, (0.0, 30.0))
+    assert_close(process.sigma(noisier_t), [40, 25], 1e-9)
+    times = np.append(grid, noisier_t)
 
     def denoise(x_t, i):
         return solvers.Denoised(zero, x_t / jnp.asarray(process.sigma(times))[i], None)
 
-    seen = []
+    received = []
 
-    def recorded(x_t, i):
-        seen.append(float(np.squeeze(x_t)))
+    def record(x_t, i):
+        received.append(float(np.squeeze(x_t)))
         return denoise(x_t, i)
 
-    problem = solvers.Problem(process, grid, [(recorded, 2)], lambda i: zero + 1)
+    problem = solvers.Problem(process, grid, [(record, 2)], lambda i: zero + 1)
     with jax.disable_jit():
-        solvers.heun(problem, zero + 40.0, noisier, noise_scale=1.1)
-    assert_close(seen, [40, 20, 20 + 1.1 * 15], 4e-6)  # 15 = sqrt(25^2 - 20^2)
+        solvers.heun(problem, zero + 40.0, noisier_t, noise_scale=1.1)
+    assert_close(received, [40, 20, 20 + 1.1 * 15], 4e-6)  # 15 = sqrt(25^2 - 20^2)
 
 
 @pytest.mark.parametrize("process", ["ddpm", "vp", "flow", "gvp", "edm"])
-def test_ddim_is_dpm_solver_of_order_1(build_process, process):
+def test_ddim_equals_dpm_solver_of_order_1(build_process, process):
     process = build_process(process)
     x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
-    ddim, dpmpp = (_solve(process, TWO, x_T, steps=7, sampler=s) for s in ("ddim", "dpmpp1"))
+    ddim, dpmpp = (
+        _solve(process, TWO_MODES, x_T, steps=7, sampler=name) for name in ("ddim", "dpmpp1")
+    )
     assert_close(ddim, dpmpp, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp2m", "dpmpp2m_sde", "heun", "ab4"])
 @pytest.mark.parametrize("process", ["ddpm", "ddpm without signal", "flow"])
-def test_point_mass_is_exact_in_any_number_of_steps(build_process, process, name):
-    """All of these move along x_0, and here it is known from the first step on.
+def test_point_mass_is_reached_exactly_in_any_number_of_steps(build_process, process, name):
+    """The denoiser of a point mass returns the final x_0 from the first step on.
 
-    Those of the probability flow move on tangents of an arc where a chain ends without signal.
+    For a chain without signal at its end, heun and ab4 follow tangents of an arc, inexactly.
     """
     process, *without_signal = process.split(" ", 1)
     process = build_process(process, zero_terminal_snr=bool(without_signal))
@@ -221,7 +224,7 @@ def test_point_mass_is_exact_in_any_number_of_steps(build_process, process, name
     ("sampler", "prediction"), [("ddim", "v"), ("heun", "x_0"), ("ab2", "score"), ("dpmpp2m", "u")]
 )
 @pytest.mark.parametrize("process", ["ddpm", "flow", "edm"])
-def test_what_the_network_predicts_makes_no_difference(build_process, process, sampler, prediction):
+def test_samples_do_not_depend_on_the_prediction(build_process, process, sampler, prediction):
     process = build_process(process)
     settings = _settings(sampler=sampler, steps=8, grid="karras")
     x_T = process.x_T_std * jax.random.normal(jax.random.key(0), (8, 1, 1, 1))
@@ -229,7 +232,7 @@ def test_what_the_network_predicts_makes_no_difference(build_process, process, s
 
     def run(prediction):
         def predict(x, network_time):
-            """The exact output of such a network, fed the scaled x and its time."""
+            """Returns the exact prediction for the scaled x of one network time."""
             t = times[np.argmin(np.abs(network_times - network_time[0]))]
             alpha, sigma = process.alpha(t), process.sigma(t)
             x_t = x / process.network_scale(t)
@@ -248,8 +251,7 @@ def test_what_the_network_predicts_makes_no_difference(build_process, process, s
     assert_close(run(prediction), run("eps"), 1e-4)
 
 
-def test_learned_variance_is_used(process):
-    """variance +1 takes beta, as 'large' does without one; -1 the posterior's, as 'small' does."""
+def test_learned_variance_1_equals_large_and_minus_1_equals_small(process):
     x_T = jnp.zeros((1, 1, 1, 1))
     sampler = samplers.build(_settings(steps=10), process, "eps")
 
@@ -268,7 +270,7 @@ def test_learned_variance_is_used(process):
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp2m_sde", "euler_maruyama"])
 def test_last_step_adds_no_noise(build_process, name):
-    """With noise that is huge at the last step only, a moderate result proves it unused."""
+    """The noise is huge at the last step alone, so a moderate result proves it unused."""
     process, x_T = build_process("vp"), jnp.zeros((1, 1, 1, 1))
     sampler = samplers.build(_settings(sampler=name, steps=5), process, "eps")
     problem = solvers.Problem(
@@ -280,11 +282,11 @@ def test_last_step_adds_no_noise(build_process, name):
     assert abs(float(np.squeeze(sampler.solve(problem, x_T)[0]))) < 10
 
 
-def test_ddim_may_end_at_the_first_level(process):
-    """A network that says 0.3 and 0.5 of what it sees: every step is a factor."""
+def test_ddim_level1_ends_at_the_first_level(process):
+    """The denoiser returns 0.3 x_t and 0.5 x_t, so every step multiplies x_t by a factor."""
     settings = _settings(sampler="ddim_level1", steps=5, grid="leading")
     sampler = samplers.build(settings, process, "eps")
-    index = [601, 401, 201, 1, 0]  # of DDPM
+    index = [601, 401, 201, 1, 0]  # where each step ends, as DDPM's index
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[index]
     expected = np.prod(0.3 * np.sqrt(alpha_bar) + 0.5 * np.sqrt(1 - alpha_bar))
 
@@ -299,8 +301,9 @@ def test_ddim_may_end_at_the_first_level(process):
 @pytest.mark.parametrize(
     ("process", "name"), [("ddpm", "ddim"), ("ddpm", "ddim_level1"), ("flow", "ddim")]
 )
-def test_inversion_leads_back(build_process, process, name):
-    """x_0 to x_T and back, the better the more steps there are."""
+def test_sampling_from_an_inverted_x_0_returns_to_x_0_with_enough_steps(
+    build_process, process, name
+):
     process = build_process(process)
     x_0 = jnp.linspace(-1.0, 1.5, 6).reshape(-1, 1, 1, 1)
 
@@ -318,35 +321,35 @@ def test_inversion_leads_back(build_process, process, name):
     assert errors[1] < 0.4 * errors[0]
 
 
-def test_parts_take_turns(process):
-    """Each denoiser is asked for its own steps, also by a sampler that treats the last apart."""
+def test_each_part_denoises_its_own_steps(process):
+    """Also with heun, which treats the last step differently."""
     for name in ("ddim", "heun"):
         sampler = samplers.build(_settings(sampler=name, steps=6), process, "eps")
         requested = []
 
-        def recorder(which, requested=requested):
+        def make_recorder(part, requested=requested):
             def denoise(x_t, i):
-                requested.append((which, int(i)))
+                requested.append((part, int(i)))
                 return solvers.Denoised(x_t, x_t, None)
 
             return denoise
 
-        parts = [(recorder("a"), 2), (recorder("b"), 3), (recorder("c"), 1)]
+        parts = [(make_recorder("a"), 2), (make_recorder("b"), 3), (make_recorder("c"), 1)]
         problem = solvers.Problem(process, sampler.grid, parts, noise=None)
         with jax.disable_jit():
             sampler.solve(problem, jnp.zeros((1, 1, 1, 1)))
-        which = {"ddim": "aabbbc", "heun": "aaaabbbbbbc"}[name]
-        at = {"ddim": [0, 1, 2, 3, 4, 5], "heun": [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]}[name]
-        assert requested == list(zip(which, at, strict=True))
+        expected_parts = {"ddim": "aabbbc", "heun": "aaaabbbbbbc"}[name]
+        times = {"ddim": [0, 1, 2, 3, 4, 5], "heun": [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]}[name]
+        assert requested == list(zip(expected_parts, times, strict=True))
         assert sampler.evaluations.sum() == len(requested)
 
 
-def test_step_with_nan_is_the_first_that_is_not_finite(process):
+def test_finite_is_false_from_the_first_step_with_a_nan_on(process):
     sampler = samplers.build(_settings(sampler="ddim", steps=6), process, "eps")
 
     def denoise(x_t, i):
-        first = jnp.arange(2).reshape(x_t.shape) == 0  # the others stay finite
-        value = jnp.where((i == 3) & first, jnp.nan, x_t)
+        is_first_example = jnp.arange(2).reshape(x_t.shape) == 0  # the second stays finite
+        value = jnp.where((i == 3) & is_first_example, jnp.nan, x_t)
         return solvers.Denoised(value, value, None)
 
     problem = solvers.Problem(process, sampler.grid, [(denoise, 6)], noise=None)
@@ -354,22 +357,22 @@ def test_step_with_nan_is_the_first_that_is_not_finite(process):
     assert finite.tolist() == [True] * 3 + [False] * 3
 
 
-def test_churn_goes_back_in_time_within_its_range(build_process):
+def test_churn_raises_sigma_within_its_range_alone(build_process):
     process = build_process("edm")
     grid = grids.build(process, 10, "karras")
     sigma = process.sigma(grid[:-1])
-    noisier = process.sigma(solvers.churn_levels(process, grid, 40.0, (0.05, 50.0)))
+    noisier_t = process.sigma(solvers.add_churn(process, grid, 40.0, (0.05, 50.0)))
     inside = (sigma >= 0.05) & (sigma <= 50)
     assert 0 < inside.sum() < 9
     expected = np.where(inside, 2**0.5, 1) * sigma
-    assert_trees_close(noisier.tolist(), expected.tolist(), 1e-9)
-    few = process.sigma(solvers.churn_levels(process, grid, 1.0, (0.0, 1e9)))
-    assert_trees_close(few.tolist(), (1.1 * sigma).tolist(), 1e-9)
+    assert_trees_close(noisier_t.tolist(), expected.tolist(), 1e-9)
+    weak_churn = process.sigma(solvers.add_churn(process, grid, 1.0, (0.0, 1e9)))
+    assert_trees_close(weak_churn.tolist(), (1.1 * sigma).tolist(), 1e-9)
 
 
-def test_ddpm_s_blind_level_is_refused_for_eps(build_process):
+def test_sampling_refuses_eps_for_a_chain_with_zero_terminal_snr(build_process):
     process = build_process("ddpm", zero_terminal_snr=True)
-    with pytest.raises(ValueError, match=r"a predicted eps says nothing of x_0.*prediction=v"):
+    with pytest.raises(ValueError, match=r"a predicted eps does not determine x_0.*prediction=v"):
         samplers.build(_settings(), process, "eps")
     assert samplers.build(_settings(), process, "v").grid[0] == 1
     assert isinstance(process, diffusion.DiscreteProcess)

@@ -1,4 +1,4 @@
-"""The measures on features with known answers, and the distance while training."""
+"""Measures of features with known answers, and the distance measured while training."""
 
 import dataclasses
 
@@ -16,12 +16,12 @@ from dit_jax.evaluation import (
     references,
 )
 from dit_jax.sampling import generate, requests
-from dit_jax.training import frozen_networks, initial_state, programs, sample_distance, tasks
+from dit_jax.training import initial_state, programs, sample_distance, tasks
 
 
 @pytest.fixture(scope="module")
 def real():
-    """Three classes of 60 images around a pixel pattern each."""
+    """Three classes of 60 images; each class is a pixel pattern with noise."""
     rng = np.random.default_rng(0)
     labels = np.arange(180) % 3
     patterns = rng.integers(60, 200, (3, 4, 4, 1))
@@ -36,39 +36,38 @@ def reference(real, tmp_path_factory):
     return references.from_images(image_sets.open_npz(path), extractors.load("pixels"))
 
 
-def _measure(pixels, labels, reference):
+def _measure(pixels, labels, reference, class_names=None):
     features = pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1
-    return measures.measure_features({"features": features}, reference, labels)
+    inputs = measures.Inputs({"features": features}, reference, labels, class_names)
+    return measures.measure_features(inputs)
 
 
-def test_label_accuracy_counts_what_the_neighbours_say(real, reference):
+def test_label_accuracy_is_the_share_of_labels_like_the_neighbours(real, reference):
     pixels, labels = real
     assert _measure(pixels, labels, reference)["label_accuracy"] == 1.0
-    wrong = labels.copy()
-    wrong[:45] = (wrong[:45] + 1) % 3
-    row = _measure(pixels, wrong, reference)
+    changed = labels.copy()
+    changed[:45] = (changed[:45] + 1) % 3
+    row = _measure(pixels, changed, reference)
     assert row["label_accuracy"] == pytest.approx(135 / 180)
     assert "label_accuracy" not in _measure(pixels, None, reference)
 
 
 def test_labels_are_compared_by_name_where_both_have_names(real, reference, caplog):
-    """The samples' folders are sorted otherwise than the reference's, or lack one of them."""
+    """The samples number the classes in another order, or have a class that the reference lacks."""
     pixels, labels = real
     named = dataclasses.replace(reference, class_names=("ant", "b\u00e9e", "cat"))
-    turned = np.array([2, 0, 1])[labels]  # the numbers in another order of the names
+    reordered = np.array([2, 0, 1])[labels]
 
-    def accuracy(labels, names, reference):
-        features = {"features": pixels.reshape(180, -1).astype(np.float32) / 127.5 - 1}
-        row = measures.measure_features(features, reference, labels, class_names=names)
-        return row["label_accuracy"]
+    def measure_accuracy(labels, names, reference):
+        return _measure(pixels, labels, reference, names)["label_accuracy"]
 
     names = ("be\u0301e", "cat", "ant")  # é of two characters
-    assert accuracy(turned, names, named) == 1.0
-    assert accuracy(turned, None, named) == 0.0
-    assert accuracy(turned, names, reference) == 0.0
-    assert accuracy(labels, None, named) == 1.0
+    assert measure_accuracy(reordered, names, named) == 1.0
+    assert measure_accuracy(reordered, None, named) == 0.0
+    assert measure_accuracy(reordered, names, reference) == 0.0
+    assert measure_accuracy(labels, None, named) == 1.0
     assert "has no classes" not in caplog.text
-    assert accuracy(turned, ("b\u00e9e", "cow", "ant"), named) == pytest.approx(2 / 3)
+    assert measure_accuracy(reordered, ("b\u00e9e", "cow", "ant"), named) == pytest.approx(2 / 3)
     assert "has no classes cow: label_accuracy counts samples of them as wrong" in caplog.text
 
 
@@ -79,7 +78,7 @@ def test_fd_pixels_is_zero_for_the_real_images_and_grows_with_a_shift(real, refe
     assert same["precision_pixels"] == same["recall_pixels"] == 1
     assert same["fd_pixels_real_halves"] > 0
     shifted = _measure(pixels + np.uint8(10), labels, reference)
-    # 16 pixels, each 10 / 127.5 further on; covariances are equal
+    # Each of 16 pixels has shifted by 10 / 127.5; the covariances are equal.
     assert_close(shifted["fd_pixels"], 16 * (10 / 127.5) ** 2, 1e-5)
 
 
@@ -89,7 +88,7 @@ def test_measures_of_inception_have_the_published_names(toy_extractor, tmp_path,
     reference = references.from_images(image_sets.open_npz(tmp_path / "real.npz"), toy_extractor)
     extracted = toy_extractor.apply(toy_extractor.params, pixels[70:])
     extracted = {name: np.asarray(array) for name, array in extracted.items()}
-    row = measures.measure_features(extracted, reference)
+    row = measures.measure_features(measures.Inputs(extracted, reference))
     names = "fid sfid inception_score inception_score_std precision recall kid kid_std"
     assert list(row) == names.split()
     for name, kind in (("fid", "features"), ("sfid", "spatial")):
@@ -99,13 +98,13 @@ def test_measures_of_inception_have_the_published_names(toy_extractor, tmp_path,
     assert row["fid"] != row["sfid"]
     score = metrics.inception_score(extracted["probabilities"])
     assert (row["inception_score"], row["inception_score_std"]) == score
-    # The samples are the first argument: precision is theirs.
+    # Precision is the share of the samples, which are the first argument.
     features = extracted["features"], reference.features
     assert (row["precision"], row["recall"]) == precision_recall.compute(*features, half=True)
-    assert "KID is of subsets of 70, fewer than the usual 1000" in caplog.text
+    assert "KID takes subsets of 70, not of the usual 1000" in caplog.text
 
 
-def test_names_in_rows_are_found_in_the_table():
+def test_names_in_rows_belong_to_measures():
     bases = {"fid": "fid", "fd_pixels": "fd", "kid_dinov2_std": "kid", "recall_pixels": "recall"}
     bases |= {"fd_pixels_real_halves": "fd", "bits_per_latent_dim_prior": "bits_per_latent_dim"}
     for name, base in bases.items():
@@ -118,12 +117,12 @@ def test_names_of_distances():
     assert measures.distance_name("dinov2") == "fd_dinov2"
 
 
-def test_distance_while_training_is_that_of_its_samples(smoke_config):
-    smoke_config.sample.cfg_scale = 2.0  # not what the distance takes
+def test_distance_while_training_equals_that_of_its_samples(smoke_config):
+    smoke_config.sample.cfg_scale = 2.0  # the distance uses config.fid.cfg_scale instead
     smoke_config.fid.update(every_steps=10, num_images=90, steps=3)
     program = programs.make_program(smoke_config)
     state = initial_state.new_state(program, train.jax.random.key(0))
-    distance, measured_by = sample_distance.compile_distance(program.task, frozen_networks.Frozen())
+    distance, settings = sample_distance.compile_distance(program.task, tasks.Frozen())
     row = distance(state.params)
     assert row == distance(state.params)
     assert list(row) == ["fd_pixels_90"] == [sample_distance.training_name(smoke_config)]
@@ -132,23 +131,22 @@ def test_distance_while_training_is_that_of_its_samples(smoke_config):
     sample = generate.make_sample_fn(
         program.model, smoke_config.sample, program.task.process, "eps", program.mesh
     )
-    message = requests.draw(smoke_config, "random", 90, smoke_config.seed)
+    request = requests.draw(smoke_config, "random", 90, smoke_config.seed)
     drawn = generate.generate(
         sample,
         state.params,
-        message,
+        request,
         smoke_config.seed,
         program.mesh,
-        program.task.to_image(frozen_networks.Frozen()),
+        program.task.to_image(tasks.Frozen()),
     )
     real = references.load_for_run(smoke_config, "", extractors.load("pixels"))
     assert_close(row["fd_pixels_90"], _measure(drawn, None, real)["fd_pixels"], 1e-6)
-    assert measured_by["reference"] == real.source["digest"]
-    assert measured_by["extractor"] == real.extractor
-    smoke_config.sample.update(cfg_scale=2.0, steps=250)  # which it does not take
-    assert (
-        sample_distance.compile_distance(program.task, frozen_networks.Frozen())[1] == measured_by
-    )
+    assert settings["reference"] == real.source["digest"]
+    assert settings["extractor"] == real.extractor
+    smoke_config.sample.update(cfg_scale=2.0, steps=250)  # the distance does not use these
+    _, other_settings = sample_distance.compile_distance(program.task, tasks.Frozen())
+    assert other_settings == settings
 
 
 @pytest.mark.parametrize(("num", "name"), [(5_000, "fid5k"), (500, "fid500"), (1_500, "fid1500")])
@@ -162,4 +160,4 @@ def test_model_of_latents_needs_its_vae_for_the_distance(smoke_config):
     smoke_config.fid.every_steps = 1
     smoke_config.sample_every_steps = 0
     with pytest.raises(ValueError, match=r"fid\.every_steps=1 needs latents\.vae"):
-        tasks.build(smoke_config, None, None)
+        tasks.Denoising.build(smoke_config, None)

@@ -1,4 +1,4 @@
-"""matplotlib is imported in one place, and there whatever the environment says."""
+"""matplotlib is imported in one place, whatever MPLBACKEND is."""
 
 import ast
 import json
@@ -10,11 +10,11 @@ from helpers.sweep import rows_of, samples_of
 from experiments.scaling.fits import table
 
 ROOT = pathlib.Path(__file__).parents[2]
-JUPYTER = "module://matplotlib_inline.backend_inline"  # which need not be installed here
+JUPYTER = "module://matplotlib_inline.backend_inline"
 
 
-def _imported(path):
-    """The modules that a file imports."""
+def _list_imports(path):
+    """Yields the names of the modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             yield node.module or ""
@@ -27,13 +27,13 @@ def test_matplotlib_is_imported_in_one_place():
     actual = {
         str(path.relative_to(ROOT))
         for path in paths
-        if any(name.partition(".")[0] == "matplotlib" for name in _imported(path))
+        if any(name.partition(".")[0] == "matplotlib" for name in _list_imports(path))
     }
     assert actual == {"dit_jax/evaluation/plot_style.py"}
 
 
 def test_plots_are_drawn_whatever_the_backend(zygote, tmp_path):
-    """As in a terminal that Jupyter has opened."""
+    """A terminal inside Jupyter sets MPLBACKEND to a module that may not be installed."""
     rows, out = tmp_path / "evaluations.jsonl", tmp_path / "x.png"
     rows.write_text(json.dumps({"step": 1, "fid": 2.0}) + "\n")
     plot = ["plot", "--rows", rows, "--x", "step", "--y", "fid", "--out", out]

@@ -1,4 +1,4 @@
-"""Rows of files, their values by name, and --where."""
+"""Rows are read from files and selected by --where; damaged rows are left out."""
 
 import contextlib
 import json
@@ -10,22 +10,22 @@ from helpers.evaluations import make_row
 from dit_jax.evaluation import curves, queries
 
 
-def test_where_selects_by_names_as_they_are_typed():
+def test_where_selects_rows_by_typed_values():
     rows = [make_row(cfg_scale=cfg, raw=raw) for cfg in (1.0, 1.5) for raw in (False, True)]
     assert queries.select(rows, "cfg_scale=1,raw=true") == [rows[1]]
     assert queries.select(rows, "cfg_interval=0,1,cfg_scale=1.50,sampler=ddpm") == rows[2:]
-    assert queries.select(rows, "step=400") == rows  # not 'steps'
+    assert queries.select(rows, "step=400") == rows  # 'steps' is another setting
     for condition, message in {
-        "sampler=ddim": "no row has sampler=ddim: the rows have sampler ddpm.",
-        "cfg_scale=1,cfg_scale=1.5": "no row has cfg_scale=1.5: the rows have cfg_scale 1.",
-        "sampel=ddpm": "no row has 'sampel' of --where. They have .*sampler",
-        "sampler": "'sampler' is no NAME=VALUE",
+        "sampler=ddim": "no row has sampler=ddim. The rows have sampler ddpm.",
+        "cfg_scale=1,cfg_scale=1.5": "no row has cfg_scale=1.5. The rows have cfg_scale 1.",
+        "sampel=ddpm": "no row has 'sampel' of --where. The rows have .*sampler",
+        "sampler": "'sampler' is not of the form NAME=VALUE",
     }.items():
         with pytest.raises(ValueError, match=message):
             queries.select(rows, condition)
 
 
-def test_files_name_their_rows_by_workdirs(tmp_path):
+def test_rows_have_the_name_of_their_workdir(tmp_path):
     for name in ("x/dit/evaluations.jsonl", "y/dit/evaluations.jsonl", "adm.evaluations.jsonl"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,19 +39,20 @@ def test_files_name_their_rows_by_workdirs(tmp_path):
         queries.read([f"{tmp_path}/x/*/*", f"{tmp_path}/z*"])
 
 
-STRANGE = (None, [], [1, 2], {}, "x", True, -1, 0, 1e400, 10**400, {"a": [{}]}, [["x"]], ["x", 1])
+VALUES = (None, [], [1, 2], {}, "x", True, -1, 0, 1e400, 10**400, {"a": [{}]}, [["x"]], ["x", 1])
 
 
-def _keys(row, prefix=()):
+def _list_keys(row, prefix=()):
+    """Yields each key of a row as a tuple, with the keys of the objects that contain it."""
     for name, value in row.items():
         yield (*prefix, name)
         if isinstance(value, dict):
-            yield from _keys(value, (*prefix, name))
+            yield from _list_keys(value, (*prefix, name))
 
 
 @pytest.mark.parametrize("kind", ["sample", "samples", "likelihood"])
-def test_rows_of_any_values_are_drawn_left_out_or_refused(tmp_path, kind):
-    """Each value of a row in turn: whatever its type, there is no other error than a message."""
+def test_wrong_values_raise_no_error_but_value_error(tmp_path, kind):
+    """A wrong value for each key in turn: rows are drawn, left out or refused."""
     row = make_row(fid=3.0, jax="0.10")
     if kind == "likelihood":
         row = {"step": 400, "likelihood": {"kind": "vlb", "num": 100, "steps": 9}, "fid": 3.0}
@@ -60,8 +61,8 @@ def test_rows_of_any_values_are_drawn_left_out_or_refused(tmp_path, kind):
         row["samples"] = {"name": "a.npz", "num": 50, "digest": "d"}
         del row["sample"], row["step"]
     path, text = tmp_path / "evaluations.jsonl", json.dumps(row)
-    for key in [*_keys(row), ("other",)]:
-        for value in STRANGE:
+    for key in [*_list_keys(row), ("other",)]:
+        for value in VALUES:
             damaged = json.loads(text)
             section = damaged
             for name in key[:-1]:
@@ -82,7 +83,7 @@ def test_rows_of_any_values_are_drawn_left_out_or_refused(tmp_path, kind):
     [("sample", 5), ("sample", [1]), ("step", "x"), ("step", []), ("samples", 7), ("fid", "x")],
     ids=str,
 )
-def test_damaged_row_is_left_out_and_said(tmp_path, caplog, key, value):
+def test_damaged_row_is_left_out_with_a_warning(tmp_path, caplog, key, value):
     path = tmp_path / "evaluations.jsonl"
     rows = [make_row(cfg_scale=1, fid=2.0), make_row(cfg_scale=2, fid=2.0) | {key: value}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -42,7 +42,7 @@ def test_moments_are_of_all_images_and_features_of_some(images, pixels, toy_extr
 def test_moments_do_not_depend_on_the_batches(images, toy_extractor, monkeypatch):
     whole = references.from_images(images, toy_extractor)
     monkeypatch.setattr(references, "BATCH_PER_DEVICE", 1)
-    monkeypatch.setattr(metrics, "ROWS", 40)
+    monkeypatch.setattr(metrics, "BLOCK_SIZE", 40)
     parts = references.from_images(images, toy_extractor)
     for kind in ("features", "spatial"):
         assert parts.gaussians[kind].n == whole.gaussians[kind].n == 130
@@ -314,7 +314,7 @@ def test_features_that_are_not_finite_are_named(images, toy_extractor, pixels, t
 
     np.savez(tmp_path / "real.npz", arr_0=pixels)
     broken = dataclasses.replace(toy_extractor, apply=apply)
-    with pytest.raises(FloatingPointError, match=r"have spatial that are NaN.*first image 77"):
+    with pytest.raises(FloatingPointError, match=r"have spatial that are NaN.* first is image 77"):
         references.from_images(image_sets.open_npz(tmp_path / "real.npz"), broken)
 
 

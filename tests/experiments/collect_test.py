@@ -32,7 +32,6 @@ def append(workdir):
     path = workdir / "XS-patch_size=2" / "evaluations.jsonl"
 
     def append(sample=(), **changes):
-        """As the sweep's own, of its picture, if not of another."""
         row = json_files.read_json_lines(path)[-1]
         row |= {**changes, "sample": row["sample"] | dict(sample)}
         with path.open("a") as file:
@@ -87,7 +86,7 @@ def test_rows_say_what_was_run(swept):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict(sample=dict(cfg_scale=1.5)), "cfg_scale: 1.0 in 4 rows, 1.5 in 1 rows"),
         (dict(sample=dict(steps=9)), "steps: 5 in 4 rows, 9 in 1 rows"),
@@ -100,9 +99,9 @@ def test_rows_say_what_was_run(swept):
     ],
     ids=str,
 )
-def test_rows_that_were_not_measured_alike_are_refused(workdir, append, change, told):
+def test_rows_that_were_not_measured_alike_are_refused(workdir, append, change, message):
     append(**change)
-    with pytest.raises(ValueError, match=told) as refused:
+    with pytest.raises(ValueError, match=message) as refused:
         collect.collect(workdir)
     assert "--where" in str(refused.value)
 
@@ -210,8 +209,10 @@ def test_damaged_rows_are_left_out_and_said(workdir, caplog):
         _damage(path, last, key, value, f"\n{first}\n")
         rows = collect.collect(workdir, cells=[directory.name])
         assert [(row["step"], "fd_pixels" in row) for row in rows] == [(10, True), (20, False)]
-        told = f"1 damaged lines of {path} are left out, the first is line 1, with a wrong {key}."
-        assert caplog.messages.pop() == told
+        message = (
+            f"1 damaged lines of {path} are left out, the first is line 1, with a wrong {key}."
+        )
+        assert caplog.messages.pop() == message
     path.write_text("\n".join([first, last.replace("picture", "piktures")]) + "\n")
     collect.collect(workdir)
     assert "line 2, with a wrong picture." in caplog.text
@@ -224,13 +225,15 @@ def test_damaged_record_of_a_cell_is_refused_with_the_way_out(workdir):
     legal |= dict.fromkeys(("name", "grid", "size", "git_revision", "device"), ("x",))
     for key in (*legal, "state", "devices"):
         for value in STRANGE:
-            if any(value is one or value == one for one in legal.get(key, ())):
+            if any(value is allowed or value == allowed for allowed in legal.get(key, ())):
                 continue
             _damage(path, text, key, value)
-            told = f"{path} is damaged: it is no record of a cell, with a wrong {key}. The sweep, "
-            with pytest.raises(ValueError, match=re.escape(told)):
+            message = (
+                f"{path} is damaged: it is no record of a cell, with a wrong {key}. Run the sweep "
+            )
+            with pytest.raises(ValueError, match=re.escape(message)):
                 collect.collect(workdir)
-            with pytest.raises(ValueError, match=re.escape(told)):
+            with pytest.raises(ValueError, match=re.escape(message)):
                 collect.sum_costs(workdir, [path.parent.name])
     for columns in ({"step": "x"}, {"gmacs": [1]}, {"a": [[1]]}):
         _damage(path, text, "axes", columns)
@@ -256,24 +259,6 @@ def test_directory_without_cells_is_refused(tmp_path):
         table.read(tmp_path / "table.csv")
 
 
-def test_number_that_is_none_is_refused_with_its_line(tmp_path):
-    columns = ",".join([*table.REQUIRED, "fid"])
-    numbers = ",".join("1" for _ in table.REQUIRED)
-    path = tmp_path / "table.csv"
-    path.write_text(f"{columns}\n{numbers},1.5\n{numbers},abc\n")
-    with pytest.raises(ValueError, match=r"table\.csv:3: fid='abc' is no number"):
-        table.read(path)
-    path.write_text(f"{columns}\n{numbers},1.5,7\n")
-    with pytest.raises(ValueError, match=r"table\.csv:2: more cells or fewer than there are col"):
-        table.read(path)
-    path.write_text(f"{columns},fid\n{numbers},1.5,1.7\n")
-    with pytest.raises(ValueError, match=r"table\.csv has two columns of one name: fid\.$"):
-        table.read(path)
-    path.write_text("cell,fid\na,1.5\n")
-    with pytest.raises(ValueError, match="has no column model, patch_size, block"):
-        table.read(path)
-
-
 def test_samples_are_those_of_the_evaluation(swept):
     found = collect.read_samples(swept)
     assert found["cell"].tolist() == ["XS-patch_size=4", "XS-patch_size=2"]
@@ -281,8 +266,8 @@ def test_samples_are_those_of_the_evaluation(swept):
     assert found["label"].tolist() == list(range(10))
     trained = runs.load(swept / "XS-patch_size=2", 20)
     sample = trained.make_sample_fn()
-    told = conditions.from_labels(np.arange(16) % 10, 10)
-    arguments = sample, trained.params, told, 0, trained.mesh, trained.to_image
+    request = conditions.from_labels(np.arange(16) % 10, 10)
+    arguments = sample, trained.params, request, 0, trained.mesh, trained.to_image
     images = generate.generate(*arguments)
     differences = np.abs(found["image"][1].astype(int) - images[:10])
     assert differences.max() <= 1  # another batch size
@@ -327,7 +312,7 @@ def _other_size(path):
 
 
 @pytest.mark.parametrize(
-    ("replace", "told"),
+    ("replace", "message"),
     [
         (_outside, "it is not in the cell's directory evaluations"),
         (_absolute, "it is not in the cell's directory evaluations"),
@@ -339,13 +324,13 @@ def _other_size(path):
         (_eps, "it is an EPS image; PNG, JPEG, WEBP and BMP are read"),
         (_other_size, "pixels are no grid of images of 8 x 8 pixels"),
     ],
-    ids=lambda one: getattr(one, "__name__", "").strip("_"),
+    ids=lambda value: getattr(value, "__name__", "").strip("_"),
 )
-def test_pictures_that_are_no_file_of_their_cell_are_refused(workdir, append, replace, told):
+def test_pictures_that_are_no_file_of_their_cell_are_refused(workdir, append, replace, message):
     directory = workdir / "XS-patch_size=2"
     name = json_files.read_json_lines(directory / "evaluations.jsonl")[-1]["picture"]
     append(picture=(changed := replace(directory / name) or name))
-    with pytest.raises(ValueError, match=re.escape(told)) as refused:
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
         collect.read_samples(workdir, ["num=100"])
     shown = f"cannot read the picture {changed} of XS-patch_size=2 row 3 in {directory}: "
     assert shown in str(refused.value)
@@ -394,50 +379,3 @@ def test_command_writes_table_cost_and_samples(swept, tmp_path, run_command):
     assert cost["hours"] == pytest.approx(sum(cost["cells_seconds"].values()) / 3600, abs=1e-3)
     with np.load(npz) as file:
         assert set(file.files) == {"image", "label", "cell"}
-
-
-@pytest.mark.parametrize("encode", [lambda t: b"\xef\xbb\xbf" + t, lambda t: t], ids=["BOM", ""])
-@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
-def test_table_as_spreadsheets_save_it(swept, tmp_path, encode, end):
-    path = tmp_path / "table.csv"
-    table.write(path, collect.collect(swept))
-    rows = table.to_rows(table.read(path))
-    path.write_bytes(encode(path.read_bytes().replace(b"\n", end)))
-    assert table.to_rows(table.read(path)) == rows
-
-
-@pytest.mark.parametrize("at", [0, 100_000])
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [(b"\x89PNG\r\n\x1a\n", "'utf-8' codec"), (b"1" * 200_000, "field larger than field limit")],
-)
-def test_file_that_is_no_text_is_no_table(tmp_path, at, damage, message):
-    line = ",".join(table.REQUIRED).encode() + b"\n"
-    text = line * (at // len(line))
-    (tmp_path / "table.csv").write_bytes(text + damage + b"\n" + line)
-    with pytest.raises(ValueError, match=rf"table\.csv is no table: {message}"):
-        table.read(tmp_path / "table.csv")
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "1e31", "inf", "nan", "1" + "0" * 400])
-@pytest.mark.parametrize("name", table.POSITIVE)
-def test_sizes_and_costs_of_a_table_are_numbers_above_0(tmp_path, name, value):
-    row = dict.fromkeys([*table.REQUIRED, "num_heads", "images_seen"], 1)
-    path = tmp_path / "table.csv"
-    table.write(path, [row, {**row, name: value}])
-    with pytest.raises(ValueError, match=rf"table\.csv:3: {name}=.* must be above 0 and at most"):
-        table.read(path)
-    table.write(path, [row, {**row, name: None}])
-    if name not in (*table.NEEDED, "tokens"):  # tokens only a DiT's row needs
-        assert table.read(path)[name].isna().tolist() == [False, True]
-        return
-    with pytest.raises(ValueError, match=rf"table\.csv:3: {name} must not be empty"):
-        table.read(path)
-
-
-def test_loss_of_nan_is_not_an_empty_cell(tmp_path):
-    row = dict.fromkeys([*table.REQUIRED, "eval_mse"], 1)
-    path = tmp_path / "table.csv"
-    table.write(path, [row, {**row, "eval_mse": float("nan")}, {**row, "eval_mse": None}])
-    assert table.read(path)["eval_mse"].isna().tolist() == [False, False, True]
-    assert np.isnan(table.to_rows(table.read(path))[1]["eval_mse"])

@@ -178,9 +178,9 @@ def test_models_of_one_number_of_tokens_are_fitted_alone():
     rows += [_row(32, patch_size=1), _row(32, network="unet") | dict(tokens=None)]
     for row in rows:
         row["eval_mse"] = float(law(row["gmacs"])) * (2 / 3 if row["patch_size"] == 4 else 1)
-    one, four, most = fit.fit_within_tokens(table.from_rows(rows), "eval_mse")["groups"]
-    assert one["tokens"] * 16 == four["tokens"] * 4 == most["tokens"]
-    for group, patch_size in ((one, 4), (four, 2)):
+    single, four, most = fit.fit_within_tokens(table.from_rows(rows), "eval_mse")["groups"]
+    assert single["tokens"] * 16 == four["tokens"] * 4 == most["tokens"]
+    for group, patch_size in ((single, 4), (four, 2)):
         alone = [row for row in rows if row["tokens"] and row["patch_size"] == patch_size]
         assert group["line"] == fit.fit_lines(table.from_rows(alone), "eval_mse")["steps"][0]
         assert group["largest"]["model"] == f"h1024d4/{patch_size}"
@@ -301,7 +301,7 @@ def test_rows_that_do_not_compare_are_refused():
         ValueError, match="none of 5 rows has 'kid'; there is fid in 5, eval_mse in 5"
     ):
         fit.fit_study(table.from_rows(rows), "kid")
-    with pytest.raises(ValueError, match="of label_accuracy more is better"):
+    with pytest.raises(ValueError, match="higher label_accuracy is better"):
         fit.fit_study(table.from_rows(rows), "label_accuracy")
 
 
@@ -323,10 +323,10 @@ def test_rows_in_which_a_number_is_always_the_same(name, value):
 def test_seeds_are_averaged_where_all_have_got_to():
     rows = [_row(16, seed=seed, step=step, fid=1.0 + seed) for seed in (0, 2) for step in (1, 2)]
     rows.append(_row(16, seed=0, step=3, fid=0.1))
-    means = selection.average(table.from_rows(rows), "fid")
+    means = selection.average_seeds(table.from_rows(rows), "fid")
     assert list(zip(means["step"], means["fid"], strict=True)) == [(1, 2.0), (2, 2.0)]
     rows += [_row(32, step=step, fid=1.0) for step in (1, 2)]
-    assert selection.last_step(table.from_rows(rows)) == 2
+    assert selection.find_last_step(table.from_rows(rows)) == 2
 
 
 def test_published_models():

@@ -7,7 +7,7 @@ import pytest
 from configs import smoke
 from dit_jax import latents
 from dit_jax.data import loader
-from dit_jax.training import frozen_networks, programs
+from dit_jax.training import programs, tasks
 from experiments.scaling.cells import grid
 from experiments.scaling.configs import default
 from experiments.scaling.configs import smoke as smoke_sweep
@@ -44,14 +44,14 @@ def test_cells_are_all_combinations_the_cheapest_first(sweep):
         "depth=3",
     ]
     assert {cell.grid for cell in cells} == {"main", "deep"}
-    one = cells[3]
-    model = one.config.model
+    cell = cells[3]
+    model = cell.config.model
     assert (model.hidden_size, model.depth, model.num_heads) == (16, 1, 1)
-    assert (model.patch_size, one.config.seed, one.size) == (2, 2, "XS")
-    assert one.steps == (20, 40)
+    assert (model.patch_size, cell.config.seed, cell.size) == (2, 2, "XS")
+    assert cell.steps == (20, 40)
     assert cells[-1].size == "32x3"
-    expected = 40 * 16 * one.counts["train_gflops_per_image"]
-    assert one.counts["train_gflops"] == pytest.approx(expected)
+    expected = 40 * 16 * cell.counts["train_gflops_per_image"]
+    assert cell.counts["train_gflops"] == pytest.approx(expected)
 
 
 def test_cell_of_a_named_size_without_that_axis_bears_its_name(sweep):
@@ -116,7 +116,7 @@ def test_every_cell_of_a_seed_learns_from_the_same_examples(sweep, digits_dir):
         )
         key = jax.random.fold_in(jax.random.key(config.seed), 5)
         return jax.device_get(
-            program.task.examples(next(batches), key, frozen_networks.Frozen(), dropout=True)
+            program.task.draw_examples(next(batches), key, tasks.Frozen(), dropout=True)
         )
 
     found = [(cell.config.seed, examples(cell)) for cell in grid.make_cells(sweep)]

@@ -70,10 +70,11 @@ def test_every_cell_is_a_workload(launch):
 
 
 @pytest.mark.parametrize(
-    ("script", "told"), [("tpu_pod.sh", "TPU: is the name of the slice"), ("gke_xpk.sh", "CLUSTER")]
+    ("script", "message"),
+    [("tpu_pod.sh", "TPU: is the name of the slice"), ("gke_xpk.sh", "CLUSTER")],
 )
-def test_missing_variables_are_told(launch, script, told):
+def test_missing_variables_are_told(launch, script, message):
     done, _, calls = launch(script, "gcloud")
     assert done.returncode != 0
-    assert told in done.stderr
+    assert message in done.stderr
     assert calls == []

@@ -193,11 +193,11 @@ def test_copies_of_a_run_add_nothing():
     compute, quality, cells = _grid(
         np.random.default_rng(4), laws.PowerLaw(0.5, 1.0, 0.4), sizes=8, patches=1, seeds=1
     )
-    one = bootstrap.find_law_intervals(compute, quality, cells)
+    single = bootstrap.find_law_intervals(compute, quality, cells)
     ten = bootstrap.find_law_intervals(
         *(np.repeat(column, 10) for column in (compute, quality, cells))
     )
-    assert_trees_close(ten["c"], one["c"], 0.02)
+    assert_trees_close(ten["c"], single["c"], 0.02)
     line, lines = (
         bootstrap.find_slope_interval(
             *(np.repeat(column, n) for column in (compute, quality, cells))

@@ -11,7 +11,7 @@ from PIL import Image
 from configs import default, openmoji32_text, openmoji64_text, smoke
 from dit_jax import models
 from dit_jax.evaluation import plot_style
-from experiments.scaling.cells import cell, collect, grid
+from experiments.scaling.cells import cell_run, collect, grid
 from experiments.scaling.configs import default as sweep_default
 from experiments.scaling.figures import comparisons, plot, subsets
 from experiments.scaling.fits import contrasts, fit, report, selection, table
@@ -64,7 +64,7 @@ def rows():
 def test_pairs_of_equal_cost_are_of_both_networks(rows):
     found = contrasts.compare_networks(table.from_rows(rows), "eval_mse")
     assert found["step"] == 20
-    pairs = [[one["model"] for one in pair["pair"]] for pair in found["pairs"]]
+    pairs = [[row["model"] for row in pair["pair"]] for pair in found["pairs"]]
     assert sorted(pairs) == [[f"dit-{size}", f"unet-{size}"] for size in "LMS"]
     for pair in found["pairs"]:
         assert pair["log_ratio"] == pytest.approx(np.log(1.1))
@@ -73,12 +73,14 @@ def test_pairs_of_equal_cost_are_of_both_networks(rows):
         assert pair["deviations"] == pytest.approx(np.log(1.1) / (np.log(1.01) / 2**0.5), rel=1e-6)
     for row in rows:
         row["gmacs"] *= 1 + 0.2 * (row["network"] == "unet")
-    with pytest.raises(ValueError, match="needs 2 models whose gmacs are within 10%"):
+    with pytest.raises(
+        ValueError, match="2 models that differ in network and whose gmacs are within 10%"
+    ):
         contrasts.compare_networks(table.from_rows(rows), "eval_mse")
 
 
 def test_networks_are_compared_nowhere_else(rows):
-    for call in (selection.comparable, fit.fit_study):
+    for call in (selection.select_comparable, fit.fit_study):
         with pytest.raises(ValueError, match="across network: dit in 12 rows, unet in 12 rows"):
             call(table.from_rows(rows), "eval_mse")
     unets = table.from_rows([row for row in rows if row["network"] == "unet"])
@@ -92,7 +94,7 @@ def test_networks_are_compared_nowhere_else(rows):
 def test_unets_of_other_channels_are_other_models(rows):
     """They differ in none of a DiT's sizes, which they do not have."""
     unets = table.from_rows([row for row in rows if row["network"] == "unet"])
-    assert len(selection.average(unets, "eval_mse")) == 6
+    assert len(selection.average_seeds(unets, "eval_mse")) == 6
 
 
 def test_figure_has_a_color_to_a_network(rows):
@@ -130,8 +132,8 @@ def test_page_has_both(rows, tmp_path):
     assert len(lines) == 2 + 6
     assert "| dit-S | 64 | 2 | 16 | 1,000,000 | 0.001 |" in fields["table"]
     assert "| unet-S |  |  |  | 1,000,000 | 0.001 |" in fields["table"]
-    told = fields["eval_mse_networks"]
-    assert "dit-S (depth 2, 16 tokens) 0.7484, unet-S 0.8232, at 1.00 x the gmacs: dit-S" in told
+    text = fields["eval_mse_networks"]
+    assert "dit-S (depth 2, 16 tokens) 0.7484, unet-S 0.8232, at 1.00 x the gmacs: dit-S" in text
 
 
 def test_sizes_can_be_whole_models():
@@ -144,25 +146,25 @@ def test_sizes_can_be_whole_models():
     sweep.sizes = dict(U=unet, D=dict(depth=1))
     sweep.grids = dict(main=dict(size=("U", "D")))
     sweep.steps = (5,)
-    cells = {one.name: one for one in grid.make_cells(sweep)}
+    cells = {cell.name: cell for cell in grid.make_cells(sweep)}
     assert cells["U"].config.model.to_dict() == unet.to_dict()
     assert cells["D"].config.model.to_dict() == base.model.to_dict() | dict(depth=1)
-    assert [(one.name, one.size) for one in cells.values()] == [("D", "D"), ("U", "U")]
+    assert [(cell.name, cell.size) for cell in cells.values()] == [("D", "D"), ("U", "U")]
     sweep.grids = dict(main=dict(size=("U",), model=dict(base_channels=(16,))))
     with pytest.raises(ValueError, match=r"a unet must be one of config\.sizes"):
         grid.make_cells(sweep)
 
 
 def test_networks_of_the_study_cost_the_same():
-    cells = {one.size: one for one in grid.make_cells(emoji.get_config())}
+    cells = {cell.size: cell for cell in grid.make_cells(emoji.get_config())}
     assert len(cells) == 6
     for size in "SML":
         dit, unet = (cells[f"{network}-{size}"] for network in ("dit", "unet"))
         assert unet.counts["gmacs"] == pytest.approx(dit.counts["gmacs"], rel=0.02)
         assert (dit.config.model.name, unet.config.model.name) == ("dit", "unet")
         others = [
-            {key: value for key, value in one.config.to_dict().items() if key != "model"}
-            for one in (dit, unet)
+            {key: value for key, value in cell.config.to_dict().items() if key != "model"}
+            for cell in (dit, unet)
         ]
         assert others[0] == others[1]
     for network in ("dit", "unet"):
@@ -179,8 +181,8 @@ def test_networks_of_one_config_cost_the_same_and_as_it_says(config, names):
     assert unet == pytest.approx(dit, rel=0.02)
     scale, unit = (1e3, "M") if dit < 0.1 else (1, "G")
     digits = 1 if unit == "M" else 2
-    told = f"{scale * dit:.{digits}f} {unit} ({'DiT' if unit == 'M' else names[0]}), "
-    assert told + f"{scale * unet:.{digits}f} {unit} (UNet)" in config.__doc__
+    counts = f"{scale * dit:.{digits}f} {unit} ({'DiT' if unit == 'M' else names[0]}), "
+    assert counts + f"{scale * unet:.{digits}f} {unit} (UNet)" in config.__doc__
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +191,9 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("captioned")
     for split, chosen in (("train", slice(4)), ("test", slice(4, 5))):
         (root / split).mkdir()
-        told = list(zip(PROMPTS, COLORS, strict=True))[chosen]
+        examples = list(zip(PROMPTS, COLORS, strict=True))[chosen]
         rows = []
-        for i, (caption, color) in enumerate(told):
+        for i, (caption, color) in enumerate(examples):
             Image.new("RGB", (8, 8), color).save(root / split / f"{i}.png")
             rows.append(json.dumps({"file_name": f"{i}.png", "text": caption}))
         (root / split / "metadata.jsonl").write_text("\n".join(rows) + "\n")
@@ -257,8 +259,8 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     config.grids = dict(main=dict(size=("dit-S", "unet-S")))
     config.steps = (1, 2)
     config.evaluate.num = 4
-    for one in grid.make_cells(config):
-        cell.run(one, config.evaluate, tmp_path / "sweep" / one.name)
+    for cell in grid.make_cells(config):
+        cell_run.run(cell, config.evaluate, tmp_path / "sweep" / cell.name)
     rows = collect.write(tmp_path / "sweep", tmp_path / "table.csv")
     assert table.to_rows(table.read(tmp_path / "table.csv")) == rows
     found = [(row["model"], row["network"], row["patch_size"], row["step"]) for row in rows]
@@ -283,7 +285,7 @@ def test_a_sweep_of_both_ends_in_a_table_figures_and_a_sheet(folder, tmp_path, r
     for color in COLORS[3:]:  # the data's own
         assert np.all(picture == color, axis=-1).sum() >= 48 * 48
     error = run_command(*command, *names[:1], fails=True)
-    assert "give every --workdir a --name of its own: 2 have the names DiT." in error
+    assert "2 workdirs have the names DiT. Give every --workdir its own --name." in error
 
 
 def test_sheet_says_what_the_data_have(folder):

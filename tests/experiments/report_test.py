@@ -114,13 +114,13 @@ def test_page_is_written_from_table_fits_and_figures(study, tmp_path, run_comman
     assert "2 seeds" in text
     page.write_text("{at[XL/2][fd_pixels]}")
     error = run_command("experiments.scaling.report", *flags, fails=True)
-    assert "page.md asks for 'XL/2'" in error
+    assert "page.md uses the field 'XL/2'" in error
     assert "Traceback" not in error
     assert out.read_text() == text
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         (b"{table:>3000000000}", "cannot be filled: the format '>3000000000' is wider than 999."),
         (b"{table:>{wide}}", "cannot be filled: the format '>3000000000' is wider than 999."),
@@ -132,14 +132,14 @@ def test_page_is_written_from_table_fits_and_figures(study, tmp_path, run_comman
         (b"{table[x]}", "cannot be filled: string ind"),
         (b"{at:>5}", "cannot be filled: unsupported format string passed to dict.__format__."),
         (b"{at[M/1.5 x][eval_mse]:y}", "cannot be filled: Unknown format code 'y'"),
-        (b"{}", "which study.csv does not give; there are rows, table,"),
+        (b"{}", "which study.csv does not give. The fields are rows, table,"),
         (b"{a", "is no template: expected '}' before end of string."),
         (b"caf\xe9", "is not in UTF-8: 'utf-8' codec can't decode byte 0xe9 in position 3"),
         (b"x" * (2**24 + 1), "has more than 16,777,216 bytes, the most of a page."),
     ],
-    ids=lambda one: None if isinstance(one, str) else repr(one[:30]),
+    ids=lambda value: None if isinstance(value, str) else repr(value[:30]),
 )
-def test_pages_that_a_stranger_has_written(tmp_path, monkeypatch, template, told):
+def test_pages_that_a_stranger_has_written(tmp_path, monkeypatch, template, message):
     """None of them reaches Python's objects, or makes a text as large as no memory."""
     values = {"rows": 3, "table": "x" * 100, "wide": "3000000000", "range": 1.5}
     values["at"] = {"M/1.5 x": {"eval_mse": 0.5}}
@@ -148,7 +148,7 @@ def test_pages_that_a_stranger_has_written(tmp_path, monkeypatch, template, told
     given = {"page": tmp_path / "page.md", "out": tmp_path / "x.md", "table": "study.csv"}
     monkeypatch.setattr(report_command, "FLAGS", types.SimpleNamespace(qualities=[], **given))
     given["page"].write_bytes(template)
-    with pytest.raises(ValueError, match=re.escape(told)) as refused:
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
         report_command.main([])
     assert str(refused.value).startswith(f"{tmp_path / 'page.md'} ")
     assert not given["out"].exists()

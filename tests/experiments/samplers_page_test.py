@@ -16,7 +16,7 @@ def _lines(name="results"):
 
 
 def test_speeds_alone_are_measured_anew(monkeypatch):
-    monkeypatch.setattr(compare, "speed", lambda process, settings: {"img_per_s": 1.0})
+    monkeypatch.setattr(compare, "measure_speed", lambda process, settings: {"img_per_s": 1.0})
     for line, before in zip(compare.measure_speeds(_lines()), _lines(), strict=True):
         guided = before["cfg_scale"] == compare.GUIDANCE[0]
         assert line == before | ({"img_per_s": 1.0} if guided else {})

@@ -31,11 +31,11 @@ def test_samples_are_whole_pixels_in_places_of_sizes_and_patches(rows, tmp_path)
         left, right = (round(x * picture.shape[1]) for x in (box.x0, box.x1))
         top, bottom = (round((1 - y) * picture.shape[0]) for y in (box.y1, box.y0))
         panel = picture[top:bottom, left:right]
-        factor = (panel.shape[0] - samples.GAP) // 16
+        factor = (panel.shape[0] - samples.IMAGE_GAP) // 16
         side = 8 * factor
         assert factor > 5
         for i, image in enumerate(images):
-            y, x = (i // 2) * (side + samples.GAP), (i % 2) * (side + samples.GAP)
+            y, x = (i // 2) * (side + samples.IMAGE_GAP), (i % 2) * (side + samples.IMAGE_GAP)
             expected = np.kron(image[..., 0], np.ones((factor, factor), np.uint8))
             np.testing.assert_array_equal(panel[y : y + side, x : x + side, 1], expected)
 
@@ -44,8 +44,8 @@ def test_samples_are_whole_pixels_in_places_of_sizes_and_patches(rows, tmp_path)
 def test_samples_fill_their_lines_where_they_can(rows, count, columns, lines):
     figure = samples.draw_samples(table.from_rows(rows), samples_of(["S/2"], count=count))
     height, width, _ = figure.axes[0].images[0].get_array().shape
-    side = (width + samples.GAP) // columns
-    assert (height, width) == (lines * side - samples.GAP, columns * side - samples.GAP)
+    side = (width + samples.IMAGE_GAP) // columns
+    assert (height, width) == (lines * side - samples.IMAGE_GAP, columns * side - samples.IMAGE_GAP)
 
 
 def test_large_samples_are_made_smaller(rows):
@@ -72,7 +72,7 @@ def test_cells_without_a_row_are_not_drawn(rows):
     kept = [row for row in rows if row["size"] != "S"]
     figure = samples.draw_samples(table.from_rows(kept), samples_of(["S/2", "L/2"]))
     assert [axes.get_label() for axes in figure.axes] == ["L/2"]
-    with pytest.raises(subsets.NoRowsError, match="no row is of the cells of the samples, S-2-4"):
+    with pytest.raises(subsets.NoRowsError, match="no row has a cell of the samples, S-2-4"):
         samples.draw_samples(table.from_rows(kept), samples_of(["S/2"]))
 
 

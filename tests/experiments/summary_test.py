@@ -12,40 +12,7 @@ S, L = dict(model="S/4", depth=2, tokens=1, q=0.5), dict(model="L/2", depth=8, t
 UNET = dict(model="U", depth=None, tokens=None, q=0.4)
 
 
-def _rolling(*pairs):
-    found = [dict(reach=reach, relative_error=error) for reach, error in pairs]
-    return dict(predictions=found)
-
-
-def test_text_of_a_study():
-    of_tokens = [
-        dict(tokens=1, line=LINE, largest=dict(left_out="few."), rolling=dict(left_out="few.")),
-        dict(tokens=16, line=dict(left_out="one."), largest=LARGEST, rolling=_rolling((2.0, 0.1))),
-    ]
-    optimum = dict(tokens=16, budget=3e3, best="M/2", models=[1, 2, 3], bracketed=True)
-    edge = optimum | dict(tokens=4, budget=50.0, best="S/4", bracketed=False)
-    iso_flop = dict(budgets=[optimum | dict(gmacs=0.5, params=2e6), edge], exponents=[])
-    pairs = dict(step=1_000, cost="gmacs", noise=[dict(tokens=16, deviation=0.01)])
-    pair = dict(pair=[UNET, L], ratio=0.9, better="L/2")
-    pairs["pairs"] = [pair | dict(deviations=at) for at in (-2.5, 1.5, None)]
-    study = dict(quality="q", rows=24, models=6, seeds=2, steps=[500, 1_000], level=0.95)
-    study |= dict(
-        line=dict(steps=[LINE | dict(step=1_000)]),
-        law=LAW | dict(step=1_000, a_interval=(0.0, 0.2), c_interval=(None, 0.5)),
-        law_of_frontier=LAW | dict(x="train_gflops", no_intervals="chosen"),
-        largest=LARGEST,
-        rolling=_rolling((1.5, 0.01), (2.0, -0.03), (3.0, 0.1), (16.5, 0.2)),
-        within_tokens=dict(groups=of_tokens),
-        iso_flop=iso_flop,
-        tokens=SLOPES | dict(by_step=[dict(step=500, mean=-0.2), dict(step=1_000, mean=-0.1)]),
-        depth=SLOPES | dict(by_step=[dict(step=1_000, mean=-0.1)]),
-        hidden_size=dict(left_out="no widths."),
-        equal_gmacs=pairs,
-        equal_params=dict(left_out="no pairs."),
-    )
-    assert (
-        summary.format_study(study)
-        == """\
+TEXT = """\
 q: 24 rows, 6 models, 2 seeds, steps 500, 1,000. Intervals are of 95%, over models.
 
 Against compute of a pass
@@ -100,7 +67,39 @@ Equal compute of a pass, other tokens
 Left out
   Slope of log quality against log width: no widths.
   Equal parameters and tokens, other depth: no pairs."""
+
+
+def _rolling(*pairs):
+    return dict(predictions=[dict(reach=reach, relative_error=error) for reach, error in pairs])
+
+
+def test_text_of_a_study():
+    of_tokens = [
+        dict(tokens=1, line=LINE, largest=dict(left_out="few."), rolling=dict(left_out="few.")),
+        dict(tokens=16, line=dict(left_out="one."), largest=LARGEST, rolling=_rolling((2.0, 0.1))),
+    ]
+    optimum = dict(tokens=16, budget=3e3, best="M/2", models=[1, 2, 3], bracketed=True)
+    edge = optimum | dict(tokens=4, budget=50.0, best="S/4", bracketed=False)
+    iso_flop = dict(budgets=[optimum | dict(gmacs=0.5, params=2e6), edge], exponents=[])
+    pairs = dict(step=1_000, cost="gmacs", noise=[dict(tokens=16, deviation=0.01)])
+    pair = dict(pair=[UNET, L], ratio=0.9, better="L/2")
+    pairs["pairs"] = [pair | dict(deviations=at) for at in (-2.5, 1.5, None)]
+    study = dict(quality="q", rows=24, models=6, seeds=2, steps=[500, 1_000], level=0.95)
+    study |= dict(
+        line=dict(steps=[LINE | dict(step=1_000)]),
+        law=LAW | dict(step=1_000, a_interval=(0.0, 0.2), c_interval=(None, 0.5)),
+        law_of_frontier=LAW | dict(x="train_gflops", no_intervals="chosen"),
+        largest=LARGEST,
+        rolling=_rolling((1.5, 0.01), (2.0, -0.03), (3.0, 0.1), (16.5, 0.2)),
+        within_tokens=dict(groups=of_tokens),
+        iso_flop=iso_flop,
+        tokens=SLOPES | dict(by_step=[dict(step=500, mean=-0.2), dict(step=1_000, mean=-0.1)]),
+        depth=SLOPES | dict(by_step=[dict(step=1_000, mean=-0.1)]),
+        hidden_size=dict(left_out="no widths."),
+        equal_gmacs=pairs,
+        equal_params=dict(left_out="no pairs."),
     )
+    assert summary.format_study(study) == TEXT
 
 
 def test_text_of_networks_names_what_a_dit_is_built_of():

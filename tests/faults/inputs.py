@@ -1,4 +1,4 @@
-"""What the campaign's commands read: a dataset, a VAE, a reference, a trained run."""
+"""The inputs of the campaign's commands: a dataset, a VAE, a reference and a trained run."""
 
 import functools
 import pathlib

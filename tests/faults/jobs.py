@@ -1,4 +1,4 @@
-"""The commands that the campaign interrupts, and all of their results that must repeat."""
+"""The commands that the campaign interrupts, and the results that they must reproduce."""
 
 import hashlib
 import json
@@ -14,22 +14,22 @@ from dit_jax import workdirs
 from dit_jax.training import programs
 from dit_jax.workdirs import checkpoint
 
-OTHERS = ("img_per_s", "seconds", "git_revision")  # of a line of metrics or a row: may differ
+VARYING_KEYS = ("img_per_s", "seconds", "git_revision")  # of a metrics line or a row
 STEPS = 24
 
 
 class Job(NamedTuple):
     """A command that writes into a directory."""
 
-    # (the directory, the inputs) -> the words of each of its processes
-    words: Callable[[pathlib.Path, pathlib.Path], list[list[str]]]
-    # directory -> {name of a result: what it is}
-    results: Callable[[pathlib.Path], dict[str, str]]
-    devices: int = 1  # of all processes
-    begins_with: str = ""  # the input that its directory is a copy of
+    # (directory, inputs) -> the command line of each process, after `python -m`
+    make_words: Callable[[pathlib.Path, pathlib.Path], list[list[str]]]
+    # directory -> {name of a result: its contents or their hash}
+    read_results: Callable[[pathlib.Path], dict[str, str]]
+    devices: int = 1  # of all processes together
+    initial_input: str = ""  # the input that is copied to the directory first
 
 
-def _train(directory, inputs):
+def _make_train(directory, inputs):
     words = ["dit_jax.train", "--config=configs/smoke.py", f"--workdir={directory}"]
     words += [f"--config.data.data_dir={inputs / 'data'}", f"--config.total_steps={STEPS}"]
     words += ["--config.checkpoint_every_steps=5", "--config.log_every_steps=3"]
@@ -37,29 +37,29 @@ def _train(directory, inputs):
     return [[*words, "--config.sample.steps=2", "--config.data.eval_split=test[:32]"]]
 
 
-def _train_pair(directory, inputs):
+def _make_train_pair(directory, inputs):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     flags = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
-    (words,) = _train(directory, inputs)
+    (words,) = _make_train(directory, inputs)
     words += ["--config.mesh.fsdp=2", *flags]
     return [[*words, f"--process_id={i}"] for i in range(2)]
 
 
-def _encode(directory, inputs):
+def _make_encode(directory, inputs):
     words = ["dit_jax.encode", "--config=configs/smoke.py", f"--vae={inputs / 'vae'}"]
     words += [f"--config.data.data_dir={inputs / 'data'}", f"--out={directory}"]
     words += ["--config.data.flip=True", "--shard_images=16", "--batch_size=4"]
     return [[*words, "--config.data.eval_split=test[:64]"]]
 
 
-def _evaluate(directory, inputs):
+def _make_evaluate(directory, inputs):
     words = ["dit_jax.evaluate", f"--workdir={directory}", "--extractor=pixels", "--steps=2"]
     return [[*words, "--num=600", "--batch_size=8", f"--reference={inputs / 'reference.npz'}"]]
 
 
-def _sweep(directory, inputs):
+def _make_sweep(directory, inputs):
     words = ["experiments.scaling.sweep", "--config=experiments/scaling/configs/smoke.py"]
     words += [f"--workdir={directory}", f"--config.base.data.data_dir={inputs / 'data'}"]
     words += ["--config.grids.main.size=('XS',)", "--config.steps=(4,8)", "--retry_failed"]
@@ -67,34 +67,37 @@ def _sweep(directory, inputs):
     return [[*words, "--config.evaluate.num=32"]]
 
 
-def _lines(path):
+def _read_lines(path):
+    """Reads JSON lines without the keys that vary between runs."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in OTHERS} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in VARYING_KEYS} for line in lines
+    ]
 
 
 def _hash(contents):
     return hashlib.sha256(contents).hexdigest()[:16]
 
 
-def _of_run(directory, samples=True):
-    """Every bit of the final state, the log, the pictures."""
+def _read_run(directory):
+    """Returns hashes of the final state and the pictures, and the lines of the log."""
     config = workdirs.load_config(directory)
     program = programs.make_program(config, jax.devices()[: max(1, config.mesh.fsdp)])
     with checkpoint.open_manager(directory, config) as manager:
         state, data_state = checkpoint.restore_latest(manager, program.state)
-    actual = {
+    results = {
         f"state{jax.tree_util.keystr(path)}": _hash(np.asarray(leaf).tobytes())
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     }
-    actual["data"] = json.dumps(data_state)
-    for line in _lines(directory / "metrics.jsonl"):
-        actual[f"metrics.jsonl {line['step']} {sorted(line)}"] = json.dumps(line)
+    results["data"] = json.dumps(data_state)
+    for line in _read_lines(directory / "metrics.jsonl"):
+        results[f"metrics.jsonl {line['step']} {sorted(line)}"] = json.dumps(line)
     for path in sorted(directory.glob("samples/*")):
-        actual[f"samples/{path.name}"] = _hash(path.read_bytes())
-    return actual
+        results[f"samples/{path.name}"] = _hash(path.read_bytes())
+    return results
 
 
-def _of_encode(directory):
+def _read_encode(directory):
     return {
         str(path.relative_to(directory)): _hash(path.read_bytes())
         for path in sorted(directory.rglob("*"))
@@ -102,27 +105,27 @@ def _of_encode(directory):
     }
 
 
-def _of_evaluate(directory):
-    # Where code is not committed a row is measured again, and written again.
-    rows = {json.dumps(line): None for line in _lines(directory / "evaluations.jsonl")}
-    actual = {f"evaluations.jsonl {i}": row for i, row in enumerate(rows)}
+def _read_evaluate(directory):
+    # As dict keys, equal rows count once: if code is not committed, a row is written again.
+    rows = {json.dumps(line): None for line in _read_lines(directory / "evaluations.jsonl")}
+    results = {f"evaluations.jsonl {i}": row for i, row in enumerate(rows)}
     for path in sorted(directory.glob("evaluations/*")):
-        actual[f"evaluations/{path.name}"] = _hash(path.read_bytes())
-    return actual
+        results[f"evaluations/{path.name}"] = _hash(path.read_bytes())
+    return results
 
 
-def _of_sweep(directory):
-    actual = {"table.csv": (directory / "table.csv").read_text()}
+def _read_sweep(directory):
+    results = {"table.csv": (directory / "table.csv").read_text()}
     for cell in sorted(directory.glob("XS-*")):
-        for results in (_of_run, _of_evaluate):
-            actual |= {f"{cell.name}/{name}": value for name, value in results(cell).items()}
-    return actual
+        for name, value in (_read_run(cell) | _read_evaluate(cell)).items():
+            results[f"{cell.name}/{name}"] = value
+    return results
 
 
 JOBS = {
-    "train": Job(_train, _of_run),
-    "encode": Job(_encode, _of_encode),
-    "evaluate": Job(_evaluate, _of_evaluate, begins_with="run"),
-    "sweep": Job(_sweep, _of_sweep),
-    "two processes": Job(_train_pair, _of_run, devices=2),
+    "train": Job(_make_train, _read_run),
+    "encode": Job(_make_encode, _read_encode),
+    "evaluate": Job(_make_evaluate, _read_evaluate, initial_input="run"),
+    "sweep": Job(_make_sweep, _read_sweep),
+    "two processes": Job(_make_train_pair, _read_run, devices=2),
 }

@@ -1,4 +1,4 @@
-"""A command's processes, started as forks: signals, ends, what they wrote."""
+"""A command's processes, started as forks, with their signals, exit statuses and errors."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from faults import jobs
 from helpers import zygote
 
-MAX_SECONDS = 240  # that a command may take
+MAX_SECONDS = 240  # the time limit of a command
 
 
 class LostError(Exception):
-    """A result that differs, or an end that a user would not understand."""
+    """A round lost something: a result differs, or a command ended without a clear message."""
 
 
 class Running:
@@ -34,28 +34,28 @@ class Running:
         log: pathlib.Path,
         before: Callable[[], object] = lambda: None,
     ):
-        """Args: log, its name begins those of the files.   before: called in each process first."""
-        self._words = job.words(directory, inputs)
+        """Args: log: prefix of the log files' paths.   before: called in each process first."""
+        self._words = job.make_words(directory, inputs)
         self._logs = [log.with_name(f"{log.name}-{i}") for i in range(len(self._words))]
         devices = job.devices // len(self._words)
         env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        self._left = {
+        self._running_pids = {
             i: zygote.start(words, env, log, before)
             for i, (words, log) in enumerate(zip(self._words, self._logs, strict=True))
         }
         self.statuses: list[int | None] = [None] * len(self._words)
 
     def poll(self) -> bool:
-        """Whether all processes have ended."""
-        for i, pid in list(self._left.items()):
+        """Records the processes that have ended; returns whether all have."""
+        for i, pid in list(self._running_pids.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 self.statuses[i] = os.waitstatus_to_exitcode(status)
-                del self._left[i]
-        return not self._left
+                del self._running_pids[i]
+        return not self._running_pids
 
     def wait(self, seconds: float) -> bool:
-        """Until all have ended, or for so long; whether they have."""
+        """Waits until all processes have ended, or for so many seconds; returns `poll()`."""
         until = time.monotonic() + seconds
         while not self.poll():
             if time.monotonic() > until:
@@ -64,60 +64,68 @@ class Running:
         return True
 
     def wait_until_handled(self) -> None:
-        """Until they receive signals as commands do; before, Python's imports would be ended."""
-        mask = (1 << signal.SIGTERM - 1) | (1 << signal.SIGINT - 1)
+        """Waits until all processes have signal handlers; earlier signals only end the imports."""
+        required = (1 << signal.SIGTERM - 1) | (1 << signal.SIGINT - 1)
         while not self.poll():
             with contextlib.suppress(OSError):
-                caught = [int(_status(pid, "SigCgt"), 16) for pid in self._left.values()]
-                if all(one & mask == mask for one in caught):
+                masks = [
+                    int(_read_status(pid, "SigCgt"), 16) for pid in self._running_pids.values()
+                ]
+                if all(mask & required == required for mask in masks):
                     return
             time.sleep(0.005)
 
     def wait_for_end(self) -> bool:
-        """Until all have ended of themselves, else they are killed.
+        """Waits until all processes have ended by themselves, and kills them otherwise.
 
-        Returns: whether all have done what they were asked to.
-        Raises: LostError if they did not end, or one shows a traceback or another status.
+        Returns: whether all succeeded.
+        Raises: LostError if they did not end, or if one shows a traceback.
         """
         ended = self.wait(MAX_SECONDS)
         self.kill()
         if not ended:
-            raise LostError(f"does not end:\n{self.text()}")
-        if "Traceback" in self.text():
-            raise LostError(f"shows a traceback, {self.statuses}:\n{self.text()}")
+            raise LostError(f"does not end:\n{self.read_stderr()}")
+        if "Traceback" in self.read_stderr():
+            raise LostError(f"shows a traceback, {self.statuses}:\n{self.read_stderr()}")
         return not any(self.statuses)
 
-    def check_error(self, text: str = "error: ") -> None:
-        """Demands that each process that did not succeed ended with an error that has the text."""
-        ends = {0, 1} if len(self) == 1 else {0, 1, -signal.SIGABRT}  # JAX's, after another's
-        if set(self.statuses) - ends or text not in self.text():
-            raise LostError(f"ends with {self.statuses}, without {text!r}:\n{self.text()}")
+    def check_error(self, message: str = "error: ") -> None:
+        """Raises LostError if a status is neither 0 nor 1, or if no error has this message."""
+        # JAX aborts a process whose peer has failed.
+        allowed = {0, 1} if len(self) == 1 else {0, 1, -signal.SIGABRT}
+        if set(self.statuses) - allowed or message not in self.read_stderr():
+            raise LostError(
+                f"ends with {self.statuses}, without {message!r}:\n{self.read_stderr()}"
+            )
 
     def check_way_on(self) -> None:
-        """Demands that a user is told the very command that was given."""
-        lines = self.text().splitlines()
+        """Raises LostError unless an error names the given command as the way to go on."""
+        lines = self.read_stderr().splitlines()
         ways = [f"To go on, run: {shlex.join(_command(words))}" for words in self._words]
         if not any(line.endswith(way) for line in lines for way in ways):
-            raise LostError(f"does not say how to go on, {self.statuses}:\n{self.text()}")
+            raise LostError(f"does not say how to go on, {self.statuses}:\n{self.read_stderr()}")
 
-    def send(self, number: int, which: Sequence[int] | None = None, group: bool = False) -> None:
-        """Sends a signal to the processes, or to some; with `group` to their descendants too."""
-        for i in list(self._left) if which is None else which:
-            if i in self._left:
-                pids = [self._left[i], *(_descendants(self._left[i]) if group else [])]
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
+    def send(self, signum: int, indices: Sequence[int] | None = None, group: bool = False) -> None:
+        """Sends a signal to these processes or to all, and with `group` to their descendants."""
+        for i in list(self._running_pids) if indices is None else indices:
+            if i not in self._running_pids:
+                continue
+            pids = [self._running_pids[i]]
+            if group:
+                pids += _list_descendants(pids[0])
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
 
     def kill(self) -> None:
-        """Ends all that is left."""
+        """Kills all processes that still run, and their descendants."""
         self.send(signal.SIGKILL, group=True)
         self.wait(30)
 
-    def text(self) -> str:
-        """What they wrote to standard error."""
-        texts = [pathlib.Path(f"{log}.err").read_text() for log in self._logs]
-        return "\n".join(text.strip() for text in texts)
+    def read_stderr(self) -> str:
+        """Returns what all processes wrote to standard error."""
+        outputs = [pathlib.Path(f"{log}.err").read_text() for log in self._logs]
+        return "\n".join(output.strip() for output in outputs)
 
     def __len__(self) -> int:
         return len(self.statuses)
@@ -127,15 +135,15 @@ def _command(words):
     return [sys.executable, "-m", *words]
 
 
-def _status(pid, name):
+def _read_status(pid, name):
     lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith(f"{name}:"))
 
 
-def _descendants(pid):
-    actual = []
+def _list_descendants(pid):
+    descendants = []
     for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, path.read_text().split()):
-                actual += [child, *_descendants(child)]
-    return actual
+                descendants += [child, *_list_descendants(child)]
+    return descendants

@@ -1,4 +1,4 @@
-"""ADM's UNet under the published names, in NumPy: what our import is tested against."""
+"""ADM's UNet in NumPy, with weights under their published names, as a reference for the import."""
 
 import numpy as np
 
@@ -6,7 +6,10 @@ GROUPS, HEAD_DIM, CLASSES = 4, 8, 5
 
 
 class Published:
-    """ADM's forward pass of NCHW in f64; every array is drawn where it is first asked for."""
+    """ADM's forward pass on NCHW arrays in f64; each weight is drawn at its first use.
+
+    `self[name, *shape]` is the weight of this name and shape.
+    """
 
     def __init__(self, config, new_attention_order):
         self.config, self.new_attention_order = config, new_attention_order
@@ -15,8 +18,8 @@ class Published:
     def __getitem__(self, item):
         name, *shape = item
         if name not in self.weights:
-            draw = 0.2 * self.rng.standard_normal(shape)
-            self.weights[name] = draw.astype(np.float32)
+            weight = 0.2 * self.rng.standard_normal(shape)
+            self.weights[name] = weight.astype(np.float32)
         assert self.weights[name].shape == tuple(shape)
         return self.weights[name].astype(np.float64)
 
@@ -83,16 +86,16 @@ class Published:
         return x + h.reshape(x.shape)
 
     def __call__(self, x, t, y):
-        """Two levels of one block each, attention in the second."""
+        """Applies two levels with one block each, and with attention in the second."""
         narrow, wide = 16, 32
-        blocks = self.config["resample"] == "resnet"
+        resample_in_blocks = self.config["resample"] == "resnet"
         angles = np.outer(t, 10000.0 ** -(np.arange(8) / 8))
         emb = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
         emb = self.linear(_silu(self.linear(emb, "time_embed.0", 64)), "time_embed.2", 64)
         emb = emb + self["label_emb.weight", CLASSES, 64][y]
         h_0 = self.conv(x, "input_blocks.0.0", narrow)
         h_1 = self.resnet(h_0, emb, "input_blocks.1.0", narrow)
-        if blocks:
+        if resample_in_blocks:
             h_2 = self.resnet(h_1, emb, "input_blocks.2.0", narrow, _halve)
         else:
             h_2 = self.conv(h_1, "input_blocks.2.0.op", narrow, stride=2)
@@ -105,7 +108,7 @@ class Published:
             h = np.concatenate([h, skip], axis=1)
             h = self.resnet(h, emb, f"output_blocks.{i}.0", wide)
             h = self.attention(h, f"output_blocks.{i}.1")
-        if blocks:
+        if resample_in_blocks:
             h = self.resnet(h, emb, "output_blocks.1.2", wide, _double)
         else:
             h = self.conv(_double(h), "output_blocks.1.2.conv", wide)

@@ -1,10 +1,10 @@
-"""A small vocabulary that is built as CLIP's, and its files."""
+"""A small vocabulary with the structure of CLIP's, and its files."""
 
 import json
 
 from dit_jax.data import text
 
-# Of bytes, in the letters that stand for them; "Ã©" is é, "ðŁ" begins most emoji.
+# Merges of bytes, each written as its letter: "Ã©" is é, and "ðŁ" begins most emoji.
 MERGES = [
     tuple(line.split())
     for line in """
@@ -33,15 +33,15 @@ MERGES = [
 ]
 
 
-def _bytes():
-    """The letter of every byte, as in CLIP's vocabulary: the printable ones of Latin-1 first."""
+def _list_byte_letters():
+    """Lists the letters of all bytes, in CLIP's order: the printable ones of Latin-1 first."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [*map(chr, printable), *(chr(0x100 + i) for i in range(256 - len(printable)))]
 
 
 TOKENS = [
-    *_bytes(),
-    *(f"{byte}</w>" for byte in _bytes()),
+    *_list_byte_letters(),
+    *(f"{letter}</w>" for letter in _list_byte_letters()),
     *map("".join, MERGES),
     text.START,
     text.END,

@@ -1,4 +1,4 @@
-"""The comparison itself: what it lets pass, and that it names what it does not."""
+"""The comparisons of helpers.close: their tolerances and their messages."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,12 +31,13 @@ def test_differences_are_relative_to_the_largest_expected_value():
     ],
     ids=str,
 )
-def test_others_are_named(actual, expected, message):
+def test_messages_name_what_differs(actual, expected, message):
+    compare = assert_trees_close if isinstance(actual, dict) else assert_close
     with pytest.raises(AssertionError, match=message):
-        (assert_trees_close if isinstance(actual, dict) else assert_close)(actual, expected, 0.5)
+        compare(actual, expected, 0.5)
 
 
-def test_each_leaf_of_a_tree_has_its_own_scale():
+def test_tolerance_is_relative_to_the_largest_value_of_each_leaf():
     expected = {"large": np.array([100.0, 0.0]), "small": np.array([1e-3])}
     assert_trees_close(
         {"large": np.array([100.0, 1e-4]), "small": np.array([1e-3])}, expected, 1e-5
@@ -45,7 +46,7 @@ def test_each_leaf_of_a_tree_has_its_own_scale():
         assert_trees_close(expected | {"small": np.array([1.1e-3])}, expected, 1e-5)
 
 
-def test_floor_is_of_leaves_of_zeros_alone():
+def test_floor_applies_only_to_leaves_of_zeros():
     expected = {"zeros": np.zeros(2), "small": np.full(2, 1e-9)}
     assert_trees_close(expected | {"zeros": np.full(2, 1e-7)}, expected, 1e-5, floor=1e-6)
     for changes in ({"zeros": np.full(2, 2e-6)}, {"small": np.full(2, 1e-7)}):

@@ -2,7 +2,7 @@
 
 
 def make_row(sampler="ddpm", steps=250, cfg_scale=1.5, seed=0, step=400, **values):
-    """A row; keys of 'sample' and others may be overridden by `values`."""
+    """Makes a row; `values` override or add keys, in "sample" if they belong there."""
     sample = {
         "sampler": sampler,
         "steps": steps,

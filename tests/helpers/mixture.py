@@ -13,21 +13,21 @@ from dit_jax.diffusion import solvers
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """A mixture of normal distributions of one variable; of one component, a normal one."""
+    """A mixture of normal distributions of one variable."""
 
     weights: tuple[float, ...]
     means: tuple[float, ...]
     stds: tuple[float, ...]
 
     def cdf(self, x, alpha=1.0, sigma=0.0):
-        """Of alpha x_0 + sigma eps at x [n], f64."""
+        """Returns the cdf of alpha x_0 + sigma eps at x, in f64."""
         means = alpha * np.array(self.means)
         stds = np.sqrt((alpha * np.array(self.stds)) ** 2 + sigma**2)
         z = (np.asarray(x, np.float64)[..., None] - means) / stds
         return scipy.stats.norm.cdf(z) @ np.array(self.weights)
 
     def denoise(self, process: diffusion.Process, times: np.ndarray) -> solvers.Denoise:
-        """The exact expectations of x_0 and eps, as `samplers.make_denoise`."""
+        """Returns a function like `solvers.make_denoise`'s, with the exact E[x_0] and E[eps]."""
         alphas, sigmas = process.alpha(times), process.sigma(times)
 
         def denoise(x_t, i):
@@ -39,7 +39,7 @@ class Mixture:
             weights = jnp.asarray(np.array(self.weights)).reshape(mean.shape)
             log_p = jnp.log(weights) - 0.5 * ((x - mean) ** 2 / total + jnp.log(total))
             posterior = jax.nn.softmax(log_p, axis=-1)
-            # eps = -sigma score is exact even where alpha or sigma are small.
+            # eps = -sigma score stays exact where alpha or sigma are small.
             eps = jnp.sum(posterior * sigma * (x - mean) / total, axis=-1)
             means = jnp.asarray(np.array(self.means)).reshape(mean.shape)
             x_0 = jnp.sum(posterior * (alpha * variances * x + sigma**2 * means) / total, axis=-1)
@@ -50,7 +50,7 @@ class Mixture:
 
 @dataclasses.dataclass(frozen=True)
 class Channels:
-    """Data of independent channels."""
+    """Data whose channels are independent, each with its own mixture."""
 
     channels: tuple[Mixture, ...]
 
@@ -66,4 +66,4 @@ class Channels:
 
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
-TWO = Mixture((0.3, 0.7), (-1.0, 0.6), (0.2, 0.4))
+TWO_MODES = Mixture((0.3, 0.7), (-1.0, 0.6), (0.2, 0.4))

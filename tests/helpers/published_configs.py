@@ -1,8 +1,8 @@
-"""Configs of tiny models as diffusers and transformers write them, and two of ours."""
+"""Configs of tiny models as diffusers and transformers write them, and one of dit_jax."""
 
 from ml_collections import ConfigDict
 
-# transformers' config.json of the recorded model.
+# transformers' config.json for the recorded model.
 CLIP = dict(
     hidden_act="quick_gelu",
     hidden_size=16,
@@ -14,6 +14,7 @@ CLIP = dict(
     vocab_size=535,
 )
 
+# The same in dit_jax.
 CLIP_CONFIG = ConfigDict(
     dict(
         name="clip",
@@ -70,7 +71,7 @@ DIT = {
     "sample_size": 8,
 }
 
-# As Stable Diffusion 1.5's, with another number of steps.
+# Stable Diffusion 1.5's, but with 100 steps.
 SCHEDULER = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.6.0",

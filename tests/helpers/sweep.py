@@ -1,4 +1,4 @@
-"""A scaling study whose losses are known: a power of model size plus one of images seen."""
+"""A synthetic scaling study, whose losses follow a known law of model size and images seen."""
 
 import numpy as np
 
@@ -8,21 +8,24 @@ COST = {"adaLN-Zero": 0.0, "adaLN": 0.01, "cross-attention": 0.015, "in-context"
 
 
 def cell_of(size, patch, depth=None, block="adaLN-Zero", seed=0):
-    """The name of a run."""
+    """Returns the name of a run."""
     return f"{size}-{patch}-{depth or SIZES[size][1]}-{block}-{seed}"
 
 
 def rows_of(size, patch, block="adaLN-Zero", depth=None, seeds=2, grid="sizes"):
-    """Of all seeds and steps: L = E + A / N^alpha + B / D^beta, N of gmacs and D of images."""
-    hidden, normal = SIZES[size]
-    depth = depth or normal
+    """Makes the rows of a model for all seeds and steps.
+
+    Without noise the loss is E + A / N^alpha + B / D^beta, with N in gmacs and D images seen.
+    """
+    hidden_size, usual_depth = SIZES[size]
+    depth = depth or usual_depth
     tokens = (16 // patch) ** 2
-    params = 18 * hidden**2 * depth
-    gmacs = (12 * hidden**2 * depth * tokens + 2 * depth * tokens**2 * hidden) / 1e9
+    params = 18 * hidden_size**2 * depth
+    gmacs = (12 * hidden_size**2 * depth * tokens + 2 * depth * tokens**2 * hidden_size) / 1e9
     rows = []
     for seed in range(seeds):
         for step in STEPS:
-            key = [patch, seed, step, depth, hidden, list(COST).index(block)]
+            key = [patch, seed, step, depth, hidden_size, list(COST).index(block)]
             noise = np.random.default_rng(key).normal(0, 0.01)
             images = step * BATCH
             loss = 0.12 + 0.012 / gmacs**0.35 + 12 / images**0.4 + COST[block]
@@ -37,8 +40,8 @@ def rows_of(size, patch, block="adaLN-Zero", depth=None, seeds=2, grid="sizes"):
                     patch_size=patch,
                     block=block,
                     depth=depth,
-                    hidden_size=hidden,
-                    num_heads=hidden // 32,
+                    hidden_size=hidden_size,
+                    num_heads=hidden_size // 32,
                     tokens=tokens,
                     params=params,
                     gmacs=gmacs,
@@ -61,7 +64,7 @@ def rows_of(size, patch, block="adaLN-Zero", depth=None, seeds=2, grid="sizes"):
 
 
 def study():
-    """5 sizes of 3 patch sizes; 2 widths of 4 depths; 4 blocks of S/2."""
+    """Makes the rows of 5 sizes with 3 patch sizes, 2 widths with 4 depths, and S/2's 4 blocks."""
     rows = [row for size in SIZES for patch in (2, 4, 8) for row in rows_of(size, patch)]
     for size in ("S", "L"):
         for depth in {2, 4, 8, 16} - {SIZES[size][1]}:
@@ -72,7 +75,7 @@ def study():
 
 
 def samples_of(models, count=4, side=8, channels=1):
-    """Noise, as `--samples` takes it."""
+    """Makes the arrays of a file for `--samples`, with noise as images."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (len(models), count, side, side, channels), np.uint8)
     cells = np.array([cell_of(*model.split("/")) for model in models])

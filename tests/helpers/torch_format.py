@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, without torch: pickles put together by hand."""
+"""Files in the format of torch.save, made without torch from pickles written byte by byte."""
 
 import struct
 import zipfile
@@ -14,32 +14,33 @@ STORAGES = {
 
 
 class Global:
-    """A class or function, by its module and name."""
+    """A reference to a class or function, by its module and name."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
 
 
 class Call:
-    """What a call of a function with a tuple of arguments gives."""
+    """A call of a function with a tuple of arguments, which unpickling makes."""
 
     def __init__(self, function, arguments):
         self.function, self.arguments = function, arguments
 
 
 class Persistent:
-    """What torch keeps beside the pickle, by its identity."""
+    """A reference to an object that torch stores beside the pickle, by its persistent id."""
 
     def __init__(self, identity):
         self.identity = identity
 
 
 def pickle(value):
-    """The pickle, of protocol 2, of a value of dicts, lists, tuples, texts and the above."""
-    return b"\x80\x02" + _put(value) + b"."
+    """Returns the pickle, of protocol 2, of dicts, lists, tuples, scalars and the classes above."""
+    return b"\x80\x02" + _encode(value) + b"."
 
 
-def _put(value):
+def _encode(value):
+    """Returns the opcodes that push a value on the stack."""
     if isinstance(value, bool | None):
         return {True: b"\x88", False: b"\x89", None: b"N"}[value]
     if isinstance(value, int):
@@ -48,29 +49,29 @@ def _put(value):
     if isinstance(value, str):
         return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
     if isinstance(value, dict):
-        items = b"".join(_put(key) + _put(v) for key, v in value.items())
+        items = b"".join(_encode(key) + _encode(item) for key, item in value.items())
         return b"}(" + items + b"u"
     if isinstance(value, list):
-        return b"](" + b"".join(map(_put, value)) + b"e"
+        return b"](" + b"".join(map(_encode, value)) + b"e"
     if isinstance(value, tuple):
-        return b"(" + b"".join(map(_put, value)) + b"t"
+        return b"(" + b"".join(map(_encode, value)) + b"t"
     if isinstance(value, Global):
         return f"c{value.module}\n{value.name}\n".encode()
     if isinstance(value, Call):
-        return _put(value.function) + _put(value.arguments) + b"R"
+        return _encode(value.function) + _encode(value.arguments) + b"R"
     if isinstance(value, float):
         return b"G" + struct.pack(">d", value)
-    return _put(value.identity) + b"Q"
+    return _encode(value.identity) + b"Q"
 
 
 def storage(key, dtype, size, *view):
-    """The reference to numbers that are kept under a key."""
+    """Returns the reference to a storage, an array of this size and dtype under a key."""
     kind = Global("torch", STORAGES[np.dtype(dtype).name])
     return Persistent(("storage", kind, key, "cpu", size, *view))
 
 
 def tensor(storage, shape, strides=None, offset=0, function="_rebuild_tensor_v2"):
-    """A view of a storage; the strides are in numbers."""
+    """Returns a tensor that views a storage; strides and offset are in elements."""
     if strides is None:
         strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
     hooks = Call(Global("collections", "OrderedDict"), ())
@@ -79,7 +80,7 @@ def tensor(storage, shape, strides=None, offset=0, function="_rebuild_tensor_v2"
 
 
 def tensors(arrays):
-    """(what the pickle says, {key: bytes}) of arrays by their names."""
+    """Returns (contents to pickle, {key: bytes of its storage}) for arrays by name."""
     records = {str(i): np.ascontiguousarray(a) for i, a in enumerate(arrays.values())}
     by_name = {
         name: tensor(storage(key, a.dtype, a.size), a.shape)
@@ -89,7 +90,7 @@ def tensors(arrays):
 
 
 def save(path, contents, records, compression=zipfile.ZIP_STORED):
-    """Writes a zip archive of what the pickle says, or the pickle itself, and the records."""
+    """Writes a zip archive with the pickled contents, or with contents that are a pickle."""
     data = contents if isinstance(contents, bytes) else pickle(contents)
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", data)
@@ -99,7 +100,7 @@ def save(path, contents, records, compression=zipfile.ZIP_STORED):
 
 
 def save_legacy(path, contents, records, itemsize=4, **system):
-    """The same without an archive, as before torch 1.6."""
+    """Writes the same without an archive, as torch did before 1.6."""
     system = {"protocol_version": 1001, "little_endian": True} | system
     parts = [pickle(MAGIC), pickle(1001), pickle(system), pickle(contents), pickle([*records])]
     for record in records.values():

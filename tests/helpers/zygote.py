@@ -1,10 +1,10 @@
-"""Runs commands in forks of a process that has imported everything: most of a command's time.
+"""Runs commands in forks of a process that has all imports, which take most of a command's time.
 
-  python tests/helpers/zygote.py    reads a JSON request per line, and answers with a line
+  python tests/helpers/zygote.py    reads one JSON request per line, and writes one answer per line
 
-A request is {"argv": [module, ...], "env": {}, "out": PATH}; the answer {"status", "max_rss"}, the
-largest memory in bytes. Standard output and error of the command are written to PATH.out and .err.
-No JAX backend is started here: threads do not survive a fork.
+A request is {"argv": [module, ...], "env": {}, "out": PATH}. The command's standard output and
+error are written to PATH.out and PATH.err. The answer is {"status", "max_rss"}, with the largest
+resident memory in bytes. This process starts no JAX backend, because threads do not survive a fork.
 """
 
 import atexit
@@ -20,16 +20,16 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 IMPORTED = ("train", "evaluate", "encode", "edit", "convert", "plot", "reconstruct", "flops")
-SECONDS = 300  # that a command may take
+MAX_SECONDS = 300  # the time limit of a command
 
 
 def prepare() -> None:
-    """Imports what commands import, of this checkout; before the first `start`."""
+    """Imports the commands of this checkout. Call this once, before `start`."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     for module in IMPORTED:
         importlib.import_module(f"dit_jax.{module}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 
 
 def start(
@@ -38,9 +38,9 @@ def start(
     out: pathlib.Path,
     before: Callable[[], object] = lambda: None,
 ) -> int:
-    """Starts a command in a fork, as the leader of a session; returns the number of its process.
+    """Starts a command in a fork that leads a session of its own, and returns its process id.
 
-    Args: argv, [module, ...].   out: its output and errors go to OUT.out and OUT.err.
+    Args: argv: [module, ...].   out: standard output and error go to OUT.out and OUT.err.
       before: called in the fork before the command.
     """
     pid = os.fork()
@@ -48,7 +48,7 @@ def start(
         return pid
     status = 1
     os.setsid()
-    signal.alarm(SECONDS)
+    signal.alarm(MAX_SECONDS)
     try:
         before()
         _run(argv, env, out)
@@ -67,7 +67,7 @@ def start(
 
 
 def _run(argv, env, out):
-    """The command, in this process."""
+    """Runs the command in this process."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for stream, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(f"{out}{suffix}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)

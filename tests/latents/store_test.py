@@ -18,6 +18,7 @@ from PIL import Image
 from configs import vae_digits
 from dit_jax import conditions, latents
 from dit_jax.data import loader
+from dit_jax.data.annotations import Annotations
 from dit_jax.latents import codec, store
 from dit_jax.system import locks
 from dit_jax.workdirs import checkpoint
@@ -194,6 +195,17 @@ def test_models_without_classes_are_told_no_labels(config, image_folder, vae_dir
     config.model.num_classes = 10
     with pytest.raises(ValueError, match=r"holds no labels, which model.num_classes=10 needs"):
         latents.open_split(config, "train")
+
+
+def test_further_images_are_not_stored_with_moments(config, vae_dir, tmp_path, monkeypatch):
+    class Depth(conditions.Labels):
+        def annotations(self):
+            return Annotations(images={"depth": 1})
+
+    monkeypatch.setitem(conditions.KINDS, "label", Depth)
+    with pytest.raises(ValueError, match=r"condition='label' reads depth beside each image, but"):
+        store.encode(config, vae_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Each of the four models against a forward pass in NumPy, and what all blocks promise."""
+"""DiT with each of the four blocks against a forward pass in NumPy, and common properties."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def _layer_norm(x, scale=1.0, bias=0.0):
 
 
 def _linear(x, p):
-    """Any [.., D] by a kernel [D, ...], whose other axes the bias has too."""
+    """Applies a kernel [D, ...] and a bias [...] to x [.., D]."""
     return np.tensordot(x, p["kernel"], 1) + p["bias"]
 
 
@@ -32,7 +32,7 @@ def _gelu(x):
 
 
 def _attend(q, k, v, proj):
-    """q [B, N, H, D/H] over k, v [B, M, H, D/H]."""
+    """Attends from q [B, N, H, D/H] to k and v [B, M, H, D/H], and projects to [B, N, D]."""
     scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
     weight = np.exp(scores - scores.max(-1, keepdims=True))
     weight /= weight.sum(-1, keepdims=True)
@@ -53,32 +53,32 @@ def _mlp(x, p):
     return _linear(_gelu(_linear(x, p["fc1"])), p["fc2"])
 
 
-def _modulated(x, shift, scale):
+def _modulate(x, shift, scale):
     return _layer_norm(x) * (1 + scale) + shift
 
 
-def _chunks(c, p):
-    """The modulation of c [B, D]: parts of [B, 1, D]."""
+def _make_modulation(c, p):
+    """Returns the shifts, scales and gates, each [B, 1, D], for c [B, D]."""
     return np.moveaxis(_linear(_silu(c), p), 1, 0)[:, :, None]
 
 
-def _block(name, x, c, context, p):
+def _apply_block(name, x, c, context, p):
     if name == "adaLN-Zero":
-        shift, scale, gate, shift_2, scale_2, gate_2 = _chunks(c, p["adaLN_modulation"])
-        x = x + gate * _self_attend(_modulated(x, shift, scale), p["attn"])
-        return x + gate_2 * _mlp(_modulated(x, shift_2, scale_2), p["mlp"])
+        shift, scale, gate, shift_2, scale_2, gate_2 = _make_modulation(c, p["adaLN_modulation"])
+        x = x + gate * _self_attend(_modulate(x, shift, scale), p["attn"])
+        return x + gate_2 * _mlp(_modulate(x, shift_2, scale_2), p["mlp"])
     if name == "adaLN":
-        shift, scale, shift_2, scale_2 = _chunks(c, p["adaLN_modulation"])
-        x = x + _self_attend(_modulated(x, shift, scale), p["attn"])
-        return x + _mlp(_modulated(x, shift_2, scale_2), p["mlp"])
+        shift, scale, shift_2, scale_2 = _make_modulation(c, p["adaLN_modulation"])
+        x = x + _self_attend(_modulate(x, shift, scale), p["attn"])
+        return x + _mlp(_modulate(x, shift_2, scale_2), p["mlp"])
     x = x + _self_attend(_layer_norm(x, **p["norm1"]), p["attn"])
     if name == "cross-attention":
         x = x + _cross_attend(_layer_norm(x, **p["norm_cross"]), context, p["cross_attn"])
     return x + _mlp(_layer_norm(x, **p["norm2"]), p["mlp"])
 
 
-def _position():
-    """[N, D]: of column, then row, sines, then cosines."""
+def _make_position_table():
+    """Returns [N, D]: sines and cosines of the column, then sines and cosines of the row."""
     rate = 10000 ** -(np.arange(SIZE // 4) / (SIZE // 4))
     column, row = np.arange(GRID**2) % GRID, np.arange(GRID**2) // GRID
     angles = [np.outer(column, rate), np.outer(row, rate)]
@@ -86,14 +86,17 @@ def _position():
 
 
 def _forward(name, params, x_t, t, y):
-    """The model's output [B, 8, 8, 8] in f64."""
+    """Computes the model's output [B, 8, 8, 8] in f64."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     patches = [
         x_t[:, i : i + PATCH, j : j + PATCH].reshape(len(x_t), -1)
         for i in range(0, GRID * PATCH, PATCH)
         for j in range(0, GRID * PATCH, PATCH)
     ]
-    x = _linear(np.stack(patches, axis=1).astype(np.float64), p["x_embedder"]) + _position()
+    x = (
+        _linear(np.stack(patches, axis=1).astype(np.float64), p["x_embedder"])
+        + _make_position_table()
+    )
     angles = np.outer(t, 10000.0 ** -(np.arange(128) / 128))
     h = _linear(np.concatenate([np.cos(angles), np.sin(angles)], axis=1), p["t_embedder"]["mlp_0"])
     t_emb = _linear(_silu(h), p["t_embedder"]["mlp_2"])
@@ -102,10 +105,10 @@ def _forward(name, params, x_t, t, y):
     if name == "in-context":
         x = np.concatenate([x, context], axis=1)
     for i in range(DEPTH):
-        x = _block(name, x, c, context, jax.tree.map(lambda a, i=i: a[i], p["blocks"]))
+        x = _apply_block(name, x, c, context, jax.tree.map(lambda a, i=i: a[i], p["blocks"]))
     x = x[:, : GRID**2]
     if name.startswith("adaLN"):
-        x = _modulated(x, *_chunks(c, p["final_layer"]["adaLN_modulation"]))
+        x = _modulate(x, *_make_modulation(c, p["final_layer"]["adaLN_modulation"]))
     else:
         x = _layer_norm(x, **p["final_layer"]["norm"])
     x = _linear(x, p["final_layer"]["linear"])
@@ -165,21 +168,22 @@ def _value_and_grad(config, params, inputs):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
 
-def test_output_equals_the_reference(block, params, inputs, out):
+def test_output_equals_the_numpy_reference(block, params, inputs, out):
     expected = _forward(block, params, *inputs)
     assert_close(out, expected, 2e-5)
 
 
-def test_reference_equals_the_published_model(golden, golden_params):
+def test_numpy_reference_equals_the_published_model(golden, golden_params):
     out = _forward("adaLN-Zero", golden_params, golden["x_t"], golden["t"], golden["y"])
     assert_close(out, golden["model_out"], 2e-5)
 
 
 def test_speed_options_change_neither_output_nor_gradient(block, config, params, inputs):
-    """Two of them at once for every block, which knows of none, and the third for one block."""
     expected = _value_and_grad(config, params, inputs)
-    each = [dict(remat="dots")] * (block == "adaLN-Zero")
-    for options in [dict(scan_unroll=True, remat="full"), *each]:
+    variants = [dict(scan_unroll=True, remat="full")]
+    if block == "adaLN-Zero":  # the options are outside the blocks, so one block is enough
+        variants.append(dict(remat="dots"))
+    for options in variants:
         changed = config.copy_and_resolve_references()
         changed.update(options)
         assert_trees_close(_value_and_grad(changed, params, inputs), expected, 1e-5)
@@ -188,18 +192,18 @@ def test_speed_options_change_neither_output_nor_gradient(block, config, params,
 def test_bfloat16_returns_f32_near_the_f32_output(config, params, inputs, out):
     config = config.copy_and_resolve_references()
     config.dtype = "bfloat16"
-    rough = jax.jit(models.build(config).apply)({"params": params}, *inputs)
-    assert rough.dtype == jnp.float32
-    error = np.abs(rough - out).max() / np.abs(out).max()
-    assert 1e-5 < error < 0.05  # not the f32 path, and not broken
+    bf16_out = jax.jit(models.build(config).apply)({"params": params}, *inputs)
+    assert bf16_out.dtype == jnp.float32
+    error = np.abs(bf16_out - out).max() / np.abs(out).max()
+    assert 1e-5 < error < 0.05  # above 1e-5, so bfloat16 was used
 
 
 def test_initial_output_is_exactly_zero(apply, initial, inputs):
     assert not np.any(np.asarray(apply({"params": initial}, *inputs)))
 
 
-def test_initial_statistics(block, initial):
-    """Of blocks and final layer; those of adaLN-Zero are the published ones."""
+def test_blocks_and_final_layer_have_the_expected_initial_statistics(block, initial):
+    """For adaLN-Zero, these are the published statistics."""
 
     def bound(fan_in, fan_out):
         return np.sqrt(6 / (fan_in + fan_out))
@@ -221,7 +225,7 @@ def test_initial_statistics(block, initial):
         ones |= {"blocks/norm1", "blocks/norm2", "final_layer/norm"}
     if block == "cross-attention":
         uniform["blocks/cross_attn/q"] = uniform["blocks/cross_attn/proj"] = bound(d, d)
-        uniform["blocks/cross_attn/kv"] = bound(d, 2 * d)  # one matrix, as qkv
+        uniform["blocks/cross_attn/kv"] = bound(d, 2 * d)  # one matrix, like qkv
         ones |= {"blocks/norm_cross"}
     seen = set()
     for part in ("blocks", "final_layer"):
@@ -239,7 +243,7 @@ def test_initial_statistics(block, initial):
     assert seen == uniform.keys() | zeros | ones
 
 
-def test_cross_attention_takes_any_context_as_a_set():
+def test_cross_attention_ignores_the_order_and_repetition_of_context_tokens():
     block = blocks.CrossAttentionBlock(2, mlp_ratio=4.0, dtype="float32", attention="xla")
     rng = np.random.default_rng(0)
     x, context = (rng.standard_normal((2, n, 16)).astype(np.float32) for n in (6, 5))
@@ -248,7 +252,7 @@ def test_cross_attention_takes_any_context_as_a_set():
     out = apply(context)
     order = np.array([3, 0, 4, 1, 2])
     assert_close(apply(context[:, order]), out, 1e-6)
-    for other in (context[:, :4], context[:, ::-1] + 1, context[::-1]):
-        assert np.abs(apply(other) - out).max() > 0.01
-    twice = np.concatenate([context, context], axis=1)  # the same weights, halved
-    assert_close(apply(twice), out, 1e-6)
+    for changed in (context[:, :4], context[:, ::-1] + 1, context[::-1]):
+        assert np.abs(apply(changed) - out).max() > 0.01
+    repeated = np.concatenate([context, context], axis=1)  # each token has half its weight, twice
+    assert_close(apply(repeated), out, 1e-6)

@@ -1,7 +1,6 @@
-"""CLIP's text transformer against a recorded one of transformers, and the files it is read from."""
+"""CLIP's text transformer against a recorded one of transformers."""
 
 import functools
-import json
 import math
 
 import flax.traverse_util
@@ -9,18 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from conftest import GOLDENS
-from helpers import bpe, published_configs
+from helpers import published_configs
 from helpers.close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import convert, models, sharding
+from dit_jax import convert, models
 from dit_jax.convert import parameters
-from dit_jax.data import text
 from dit_jax.models import clip
 from dit_jax.sharding import axes
-from dit_jax.workdirs import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +139,7 @@ def test_table_of_axes_has_every_parameter():
         for path, shape in parameters.get_shapes(published_configs.CLIP_CONFIG).items()
     }
     assert ranks == {name: len(spec) for name, spec in axes.CLIP_AXES.items()}
-    assert axes.CLIP_AXES.items() <= sharding.PARAMETER_AXES.items()
+    assert axes.CLIP_AXES.items() <= axes.PARAMETER_AXES.items()
 
 
 @pytest.mark.parametrize(
@@ -171,208 +167,3 @@ def test_other_tokens_are_refused(params, tokens):
 
 def test_token_outside_the_vocabulary_is_seen(encode):
     assert np.isnan(encode(np.full((1, 2), 535, np.int32))).all()
-
-
-# Of a whole CLIP, beside the text transformer.
-OTHERS = {
-    "vision_model.embeddings.class_embedding": (16,),
-    "vision_model.embeddings.position_ids": (1, 5),
-    "vision_model.encoder.layers.0.mlp.fc1.bias": (48,),
-    "visual_projection.weight": (8, 16),
-    "text_projection.weight": (8, 16),
-    "logit_scale": (),
-}
-
-
-def _write(directory, result, kind="CLIPTextModel", **changes):
-    """Writes the arrays as transformers does, and returns the directory."""
-    directory.mkdir(parents=True)
-    sizes = published_configs.CLIP | changes
-    config = {"text_config": sizes} if kind == "CLIPModel" else sizes
-    (directory / "config.json").write_text(json.dumps({"architectures": [kind]} | config))
-    safetensors.numpy.save_file(result, directory / "model.safetensors")
-    return directory
-
-
-@pytest.fixture
-def stable_diffusion(published, tmp_path):
-    """The text model and the tokenizer as diffusers has them: returns the text model's folder."""
-    bpe.write(tmp_path / "sd" / "tokenizer")
-    (tmp_path / "sd" / "tokenizer" / "tokenizer_config.json").write_text('{"pad_token": "!"}')
-    return _write(tmp_path / "sd" / "text_encoder", published)
-
-
-def _load(workdir):
-    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])
-    return checkpoint.load_model(workdir, mesh, "float32", "clip")
-
-
-def test_layouts(params, published):
-    """Spot checks, entry by entry; that the whole is right the golden output shows."""
-    layers = params["encoder_layers"]
-    assert layers["self_attn"]["k_proj"]["kernel"].shape == (3, 16, 16)
-    for output, reference in (
-        (layers["self_attn"]["k_proj"]["kernel"][1, 5, 9], "layers.1.self_attn.k_proj.weight"),
-        (layers["mlp"]["fc2"]["kernel"][2, 5, 9], "layers.2.mlp.fc2.weight"),
-    ):
-        assert output == published[f"text_model.encoder.{reference}"][9, 5]
-
-
-def test_workdir_has_parameters_config_and_tokenizer(stable_diffusion, golden, tmp_path):
-    config = convert.to_workdir("clip", stable_diffusion, tmp_path / "workdir")
-    assert config.model.to_dict() == published_configs.CLIP_CONFIG.to_dict()
-    tokenizer = text.load_tokenizer(tmp_path / "workdir")
-    assert (tokenizer.length, tokenizer.vocab_size) == (12, 535)
-    tokens = tokenizer(["the cat's on", ""])
-    np.testing.assert_array_equal(tokens[:, 5:], [[534] + [0] * 6, [0] * 7])  # pad "!"
-    padded_with_end = np.where(tokens == 0, 534, tokens)
-    np.testing.assert_array_equal(padded_with_end, golden["tokens"][:2])
-    model, params = _load(tmp_path / "workdir")
-    actual = jax.jit(model.apply)({"params": params}, padded_with_end)
-    assert _error(actual, golden["quick_gelu"][:2]) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("config", "older", "pad"),
-    [
-        ({"pad_token": text.END}, {"pad_token": "!"}, "!"),
-        ({"pad_token": "!"}, {"eos_token": text.END}, "!"),
-        ({"pad_token": {"content": "!"}, "added_tokens_decoder": {}}, {"pad_token": text.END}, "!"),
-        (None, {"pad_token": {"content": "!"}}, "!"),
-        (None, None, text.END),
-    ],
-)
-def test_padding_is_what_the_files_say(config, older, pad, tmp_path):
-    bpe.write(tmp_path)
-    for name, contents in (("tokenizer_config.json", config), ("special_tokens_map.json", older)):
-        if contents is not None:
-            (tmp_path / name).write_text(json.dumps(contents))
-    tokenizer = convert.clip.read_tokenizer(tmp_path, published_configs.CLIP_CONFIG)
-    assert tokenizer([""])[0, -1] == bpe.VOCAB[pad]
-
-
-def test_command_leaves_out_the_last_layers(golden, run_command, stable_diffusion, tmp_path):
-    workdir = tmp_path / "workdir"
-    out = run_command("convert", "clip", stable_diffusion, workdir, "--skip_layers=1")
-    assert out == f"{workdir}: {json.dumps(_changed(depth=2).to_dict())}\n"
-    assert text.load_tokenizer(workdir).length == 12
-    model, params = _load(workdir)
-    assert (
-        _error(jax.jit(model.apply)({"params": params}, golden["tokens"]), golden["skipped"]) < 1e-5
-    )
-    for skip_layers in (3, -1):
-        with pytest.raises(
-            ValueError, match=rf"{skip_layers=} must be in 0..2: .*config.json has 3"
-        ):
-            convert.to_workdir("clip", stable_diffusion, tmp_path / "none", skip_layers=skip_layers)
-
-
-@pytest.mark.parametrize(
-    ("kind", "others"),
-    [
-        ("CLIPTextModel", {}),
-        ("CLIPTextModelWithProjection", {"text_projection.weight"}),
-        ("CLIPModel", OTHERS.keys()),
-    ],
-)
-def test_classes_differ_by_what_is_not_used(kind, others, published, params, tmp_path):
-    result = published | {name: np.ones(OTHERS[name], np.float32) for name in others}
-    result["text_model.embeddings.position_ids"] = np.arange(12, dtype=np.int64)[None]
-    source = bpe.write(_write(tmp_path / "hf", result, kind))
-    config = convert.to_workdir("clip", source, tmp_path / "workdir")
-    assert config.model.to_dict() == published_configs.CLIP_CONFIG.to_dict()
-    _, loaded = _load(tmp_path / "workdir")
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    # The array that one class does not use is unexpected in another.
-    result["visual_projection.weight"] = result["text_model.other"] = np.ones(3, np.float32)
-    source = bpe.write(_write(tmp_path / "others", result, kind))
-    with pytest.raises(ValueError, match="does not fit the model") as error:
-        convert.to_workdir("clip", source, tmp_path / "other")
-    assert "other (3,)" in str(error.value)
-    assert ("visual_projection.weight" in str(error.value)) == (kind != "CLIPModel")
-    assert not (tmp_path / "other").exists()
-
-
-def test_names_of_transformers_5_have_no_prefix(published, params):
-    result = {name.removeprefix("text_model."): array for name, array in published.items()}
-    result["embeddings.position_ids"] = np.zeros((1, 12), np.float32)
-    loaded = convert.load("clip", result, published_configs.CLIP_CONFIG)
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    result["text_model.final_layer_norm.bias"] = result.pop("final_layer_norm.bias")
-    with pytest.raises(ValueError, match=r"missing \(1\): final_layer_norm.bias \(16,\)"):
-        convert.load("clip", result, published_configs.CLIP_CONFIG)
-
-
-def test_sizes_that_a_config_leaves_out_are_transformers_defaults(published, tmp_path):
-    source = _write(tmp_path / "hf", published, "CLIPModel")
-    reference = {"architectures": ["CLIPModel"], "text_config": {"hidden_size": 1, "vocab_size": 9}}
-    reference["text_config_dict"] = {"hidden_size": 768, "num_attention_heads": 12}
-    (source / "config.json").write_text(json.dumps(reference))
-    assert convert.clip.read_config(source).to_dict() == dict(
-        name="clip",
-        vocab_size=9,
-        length=77,
-        hidden_size=768,
-        depth=12,
-        num_heads=12,
-        mlp_size=2048,
-        activation="quick_gelu",
-        dtype="float32",
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "message"),
-    [
-        ("T5EncoderModel", {}, "the class T5EncoderModel, but only CLIPTextModel, CLIPText"),
-        ("CLIPTextModel", {"hidden_act": "relu"}, "hidden_act='relu'; supported: quick_gelu, gelu"),
-        ("CLIPTextModel", {"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06; supported: 1e-05"),
-        ("CLIPModel", {"num_hidden_layers": None}, "num_hidden_layers=None; supported: a whole"),
-        ("CLIPTextModel", {"num_hidden_layers": 4}, r"missing \(16\): encoder.layers.3.lay"),
-        ("CLIPTextModel", {"num_hidden_layers": 2}, r"unexpected \(16\): encoder.layers.2"),
-        ("CLIPTextModel", {"vocab_size": 534}, r"ids up to 534, but the text model 534 tokens"),
-    ],
-)
-def test_other_models_are_refused(published, tmp_path, kind, changes, message):
-    source = bpe.write(_write(tmp_path / "hf", published, kind, **changes))
-    with pytest.raises(ValueError, match=message):
-        convert.to_workdir("clip", source, tmp_path / "workdir")
-    assert not (tmp_path / "workdir").exists()
-
-
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [
-        ("text_encoder/config.json", r"no .*config.json: it must be .* that transformers writes"),
-        ("text_encoder/model.safetensors", "no model.safetensors or pytorch_model.bin in .*text_"),
-        (
-            "tokenizer/merges.txt",
-            "no vocab.json with merges.txt, and no tokenizer.json, in .*text_",
-        ),
-    ],
-)
-def test_missing_files_are_named(stable_diffusion, tmp_path, missing, message):
-    (tmp_path / "sd" / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=message):
-        convert.to_workdir("clip", stable_diffusion, tmp_path / "workdir")
-
-
-def test_variants_of_other_names_are_told(stable_diffusion, tmp_path):
-    folder = stable_diffusion
-    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
-    message = r"; model.fp16.safetensors is there: give a copy named model.safetensors, which is re"
-    with pytest.raises(FileNotFoundError, match=message):
-        convert.to_workdir("clip", folder, tmp_path / "workdir")
-    with pytest.raises(FileNotFoundError, match=rf"no checkpoint file at \S*{message}"):
-        convert.tensor_files.read(folder / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint file at \S*other.safetensors\.$"):
-        convert.tensor_files.read(folder / "other.safetensors")
-
-
-def test_tokenizer_json_serves_where_there_are_no_lists(stable_diffusion, golden, tmp_path):
-    tokenizer = stable_diffusion.parent / "tokenizer"
-    (tokenizer / "merges.txt").unlink()
-    (tokenizer / "tokenizer_config.json").write_text('{"pad_token": {"content": "<|endoftext|>"}}')
-    text.ClipTokenizer(bpe.VOCAB, bpe.MERGES, 5, "!").save(tokenizer / "tokenizer.json")
-    read = convert.clip.read_tokenizer(stable_diffusion, published_configs.CLIP_CONFIG)
-    np.testing.assert_array_equal(read(["the cat's on", ""]), golden["tokens"][:2])

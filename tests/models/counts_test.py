@@ -1,4 +1,4 @@
-"""Counts against the published tables, closed forms, and XLA's own count."""
+"""Counts of multiply-adds and parameters against papers, closed forms, and XLA's own counts."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from configs import default
 from dit_jax import models
 from dit_jax.models import counts, unet_presets
 
-# gmacs as printed in the paper, parameters with the position table.
+# gmacs as the paper prints them, and the number of parameters with the position table.
 PUBLISHED = {
     "DiT-S/8": (0.36, 33_148_160),
     "DiT-S/4": (1.41, 32_945_024),
@@ -28,7 +28,7 @@ PUBLISHED = {
     "DiT-XL/4": (29.05, 675_074_432),
     "DiT-XL/2": (118.64, 675_129_632),
 }
-# Of the blocks at XL/2: gmacs and millions of parameters as printed.
+# gmacs and millions of parameters of DiT-XL/2 with each block, as the paper prints them.
 BLOCKS = {
     "in-context": (119.37, 449),
     "cross-attention": (137.62, 598),
@@ -42,10 +42,10 @@ def _count(model_config):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_counts_are_the_published_ones(name):
+def test_counts_equal_the_paper_s(name):
     gmacs, params = PUBLISHED[name]
-    actual = _count(counts.published_config(name))
-    # 0.3%, or half a unit of the last digit printed, which for S/8 is 1.4%.
+    actual = _count(counts.make_published_config(name))
+    # Within 0.3%, or half a unit of the last printed digit, which for S/8 is 1.4%.
     assert actual["gmacs"] == pytest.approx(gmacs, rel=0.003, abs=0.005)
     assert actual["params_with_pos_embed"] == params
     assert actual["gflops"] == 2 * actual["gmacs"]
@@ -53,35 +53,36 @@ def test_counts_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_counts_of_the_blocks_are_the_published_ones(block):
+def test_counts_with_every_block_equal_the_paper_s(block):
     gmacs, params = BLOCKS[block]
-    actual = _count(counts.published_config("DiT-XL/2", block=block))
+    actual = _count(counts.make_published_config("DiT-XL/2", block=block))
     assert actual["gmacs"] == pytest.approx(gmacs, rel=0.003)
-    # A unit of the last digit: adaLN's 600.7 is printed as 600.
+    # Within a unit of the last digit: the paper prints adaLN's 600.7 as 600.
     assert actual["params_with_pos_embed"] / 1e6 == pytest.approx(params, abs=1)
-    assert actual["tokens"] == 256  # of the image
+    assert actual["tokens"] == 256  # image tokens alone, also for in-context
 
 
-def test_counts_at_512_pixels():
-    actual = _count(counts.published_config("DiT-XL/2", image_size=512))
+def test_counts_at_512_pixels_equal_the_paper_s():
+    actual = _count(counts.make_published_config("DiT-XL/2", image_size=512))
     assert actual["gmacs"] == pytest.approx(524.6, rel=0.003)
     assert actual["tokens"] == 1024
 
 
-def test_count_of_inception_is_the_published_one():
+def test_inception_counts_equal_torchvision_s():
     actual = models.count(ConfigDict(dict(model=dict(name="inception", dtype="float32"))))
-    assert actual["gmacs"] == pytest.approx(5.71, abs=0.005)  # as torchvision prints for its v3
-    # torchvision's 27,161,264 without the 3,326,696 of its auxiliary head, with 1008 classes for
-    # 1000 and no bias of theirs, and one number for each of the 17,216 channels' norms, not two.
+    assert actual["gmacs"] == pytest.approx(5.71, abs=0.005)  # torchvision's value for its v3
+    # torchvision has 27,161,264 parameters, including an auxiliary head with 3,326,696. This
+    # network has 1008 classes, not 1000, and no biases for them. It has one norm parameter for
+    # each of 17,216 channels, not two.
     assert actual["params"] == 27_161_264 - 3_326_696 + 8 * 2048 - 1000 - 17_216
     assert actual["gflops"] == 2 * actual["gmacs"]
 
 
-def test_products_are_those_of_the_formula():
-    """Of adaLN-Zero: N tokens of width D, L blocks, patches of p x p x C, twice as many outputs."""
-    config = counts.published_config("DiT-B/4")
+def test_count_of_adaln_zero_equals_its_closed_form():
+    config = counts.make_published_config("DiT-B/4")
     d, depth, tokens, patch = 768, 12, 64, 4 * 4 * 4
-    block = tokens * 12 * d**2 + 2 * tokens**2 * d + 6 * d**2  # MLP and attention; modulation
+    block = tokens * 12 * d**2 + 2 * tokens**2 * d + 6 * d**2  # projections; attention; modulation
+    # The patch embedding and an output of twice the channels; the time embedding; final modulation.
     outside = tokens * (patch + 2 * patch) * d + (256 + d) * d + 2 * d**2
     assert _count(config)["gmacs"] == (depth * block + outside) / 1e9
 
@@ -93,8 +94,8 @@ def test_products_are_those_of_the_formula():
         *(("DiT-B/4", block) for block in ("in-context", "cross-attention", "adaLN")),
     ],
 )
-def test_count_is_xla_s_of_the_unrolled_program(name, block):
-    config = counts.published_config(name, block=block)
+def test_count_equals_xla_s_for_the_unrolled_program(name, block):
+    config = counts.make_published_config(name, block=block)
     config.scan_unroll = True
     model = models.build(config)
     lowered = _lower(model, *model.example_inputs())
@@ -111,16 +112,16 @@ def _lower(model, *inputs, method=None):
 
 
 @pytest.mark.parametrize("option", [dict(scan_unroll=True), dict(remat="full"), dict(remat="dots")])
-def test_how_a_model_is_compiled_changes_no_count(option):
-    config = counts.published_config("DiT-S/8")
+def test_compilation_options_do_not_change_the_count(option):
+    config = counts.make_published_config("DiT-S/8")
     expected = _count(config)
     config.update(option)
     assert _count(config) == expected
 
 
-def test_captions_count_as_their_tokens_and_the_encoder_that_is_trained_along():
-    """Of a frozen encoder CLIP's 77 tokens, without its own work."""
-    config = counts.published_config("DiT-S/8", block="cross-attention")
+def test_count_includes_caption_tokens_and_a_trained_text_encoder():
+    """A frozen encoder is not counted; its captions have CLIP's 77 tokens."""
+    config = counts.make_published_config("DiT-S/8", block="cross-attention")
     config.update(condition="context", context_size=96)
     d, depth, width = 384, 12, 96
     frozen = _count(config)
@@ -128,10 +129,10 @@ def test_captions_count_as_their_tokens_and_the_encoder_that_is_trained_along():
     encoder = 77 * 3 * 12 * width**2 + 3 * 2 * 77**2 * width
     assert _count(config)["gmacs"] == pytest.approx(frozen["gmacs"] + encoder / 1e9, rel=1e-12)
     config.text_length = 100
-    # A token more of a caption: its projection, keys and values, and the image's look at it.
-    of_token = width * d + depth * (2 * d * d + 2 * 16 * d)
+    # Each further token costs its projection, keys and values, and attention from 16 image tokens.
+    per_token = width * d + depth * (2 * d * d + 2 * 16 * d)
     encoder = 100 * 3 * 12 * width**2 + 3 * 2 * 100**2 * width
-    expected = frozen["gmacs"] + ((100 - 77) * of_token + encoder) / 1e9
+    expected = frozen["gmacs"] + ((100 - 77) * per_token + encoder) / 1e9
     assert _count(config)["gmacs"] == pytest.approx(expected, rel=1e-12)
 
 
@@ -144,8 +145,8 @@ def test_captions_count_as_their_tokens_and_the_encoder_that_is_trained_along():
     ],
     ids=str,
 )
-def test_counts_of_a_vae_are_xla_s(change):
-    """XLA leaves out products with the padding: 1.3% of Stable Diffusion's encoder at 256 px."""
+def test_vae_counts_equal_xla_s(change):
+    """XLA omits products with padding: 1.3% for Stable Diffusion's encoder at 256 px."""
     config = default.get_config("vae")
     config.model.update(change)
     config.data.image_size = 256
@@ -190,17 +191,17 @@ UNET = dict(
     remat="none",
 )
 LATENT = dict(transformer_depth=2, context_size=96, time_scale_shift=False, resample="conv")
-# So many words that the encoder's share is some per cent.
+# Captions so long that the encoder's share is some per cent.
 TOKENS = dict(condition="tokens", text_length=400, text_depth=1)
 
 
-def _padding(jaxpr):
-    """The multiply-adds of a program's convolutions with their padding, of one stride."""
+def _count_padding(jaxpr):
+    """Returns the multiply-adds with padding in a program's convolutions, which are square."""
     padding = 0
     for equation in jaxpr.eqns:
         for value in equation.params.values():
             if isinstance(value, jax.extend.core.ClosedJaxpr):
-                padding += _padding(value.jaxpr)
+                padding += _count_padding(value.jaxpr)
         if equation.primitive.name == "conv_general_dilated":
             before = equation.params["padding"][0][0]
             stride = equation.params["window_strides"][0]
@@ -230,8 +231,8 @@ def _padding(jaxpr):
     ],
     ids=["adm", "label", "context", "tokens", "conv"],
 )
-def test_counts_of_a_unet_are_xla_s(change):
-    """But for the products with the padding, which XLA leaves out, some per cent at this size."""
+def test_unet_counts_equal_xla_s_plus_products_with_padding(change):
+    """XLA omits products with padding, which are some per cent at this size."""
     config = ConfigDict(UNET | change)
     model, actual = models.build(config), _count(config)
     inputs = list(model.example_inputs())
@@ -240,14 +241,14 @@ def test_counts_of_a_unet_are_xla_s(change):
     lowered = _lower(model, *inputs)
     macs = 1e9 * actual["gmacs"]
     traced = jax.make_jaxpr(lambda params, *a: model.apply({"params": params}, *a))
-    padding = _padding(traced(models.param_shapes(model), *inputs).jaxpr)
+    padding = _count_padding(traced(models.param_shapes(model), *inputs).jaxpr)
     assert 0.01 < padding / macs < 0.1
     xla_flops = lowered.cost_analysis()["flops"]
     assert xla_flops == pytest.approx(2 * (macs - padding), rel=0.01)
 
 
-def test_counts_of_published_unets():
-    """ADM's and LDM-4's gmacs are those that the DiT paper prints."""
+def test_counts_of_published_unets_equal_their_papers():
+    """The DiT paper prints the gmacs of ADM and LDM-4."""
     rows = counts.count_names(["adm-imagenet256", "ldm4-imagenet256", "sd15-unet"])
     assert rows["adm-imagenet256"]["gmacs"] == pytest.approx(1120, abs=0.5)
     assert rows["ldm4-imagenet256"]["gmacs"] == pytest.approx(103.6, rel=0.01)
@@ -256,19 +257,19 @@ def test_counts_of_published_unets():
     assert row["train_gflops_per_image"] == 3 * row["gflops"] == 6 * row["gmacs"]
 
 
-def test_names_of_both_families():
+def test_count_names_takes_dits_and_unets_but_options_for_dits_alone():
     assert [*counts.count_names([])][-1] == "unet-tiny"
     assert [*counts.count_names([], block="adaLN")][-1] == "DiT-XL/2"
     with pytest.raises(ValueError, match=r"unknown model 'XL/2'; the names are DiT-.*, sd15-unet"):
         counts.count_names(["XL/2"])
     for options in (dict(image_size=256), dict(block="adaLN")):
-        with pytest.raises(ValueError, match=r"sd15-unet is a UNet, of .* give --config"):
+        with pytest.raises(ValueError, match=r"sd15-unet is a UNet of .* give --config"):
             counts.count_names(["DiT-S/2", "sd15-unet"], **options)
 
 
 def test_unknown_block_is_refused():
     with pytest.raises(ValueError, match="unknown block='film'; choose one of in-context, "):
-        _count(counts.published_config("DiT-S/8", block="film"))
+        _count(counts.make_published_config("DiT-S/8", block="film"))
 
 
 @pytest.mark.parametrize(
@@ -283,19 +284,19 @@ def test_unknown_block_is_refused():
         ("model.num_heads=3", "num_heads=3 must divide hidden_size=32"),
     ],
 )
-def test_models_that_cannot_be_are_not_counted(run_command, change, message):
+def test_flops_refuses_invalid_models(run_command, change, message):
     flags = ["--config", "configs/smoke.py", f"--config.{change}"]
     assert run_command("flops", *flags, fails=True).startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("image_size", [250, 8, 0])
-def test_image_size_that_patches_do_not_divide_is_refused(image_size):
+def test_image_sizes_that_are_no_multiple_of_the_patches_are_refused(image_size):
     with pytest.raises(ValueError, match=rf"image_size={image_size} must be a multiple of 16"):
-        counts.published_config("DiT-XL/2", image_size)
+        counts.make_published_config("DiT-XL/2", image_size)
 
 
 @pytest.mark.slow
-def test_flops_of_a_name_a_config_and_the_table(run_command):
+def test_flops_prints_a_named_model_a_config_or_the_whole_table(run_command):
     row = json.loads(run_command("flops", "DiT-XL/2", "--image_size", 256, "--json"))
     assert row["params_with_pos_embed"] == 675_129_632
     assert row.keys() == {
@@ -306,15 +307,14 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
         "gflops",
         "train_gflops_per_image",
     }
-    plain = run_command("flops", "DiT-XL/2", "--block", "in-context", "--json")
-    assert json.loads(plain)["params"] < 0.7 * row["params"]
+    in_context = run_command("flops", "DiT-XL/2", "--block", "in-context", "--json")
+    assert json.loads(in_context)["params"] < 0.7 * row["params"]
     table = run_command("flops").splitlines()
     assert len(table) == 1 + 12 + len(unet_presets.PRESETS)
     assert table[12].split()[0] == "DiT-XL/2"
     assert table[-1].split()[:4] == ["unet-tiny", "702,753", "-", "-"]
-    assert (
-        json.loads(run_command("flops", "--config", "configs/smoke.py", "--json"))["tokens"] == 16
-    )
+    row = json.loads(run_command("flops", "--config", "configs/smoke.py", "--json"))
+    assert row["tokens"] == 16
     row = run_command("flops", "--config", "configs/imagenet256.py:DiT-S/8").splitlines()[-1]
     assert row.split()[0] == "imagenet256.py:DiT-S/8"
     row = json.loads(run_command("flops", "--config", "configs/vae_digits.py", "--json"))
@@ -322,5 +322,5 @@ def test_flops_of_a_name_a_config_and_the_table(run_command):
     error = run_command("flops", "DiT-S/2", "--config", "configs/smoke.py", fails=True)
     assert "give a model name or --config, not both: DiT-S/2" in error
     flags = ["--config", "configs/smoke.py", "--image_size", "512"]
-    message = "--image_size is of a model name; of a --config set --config.model.input_size"
+    message = "--image_size is for a model name. With --config, set --config.model.input_size"
     assert message in run_command("flops", *flags, fails=True)

@@ -1,7 +1,6 @@
-"""DINOv2: its resize against Pillow, what its class token depends on, and its files."""
+"""DINOv2: its resize against Pillow, and what its class token depends on."""
 
 import functools
-import json
 
 import flax.traverse_util
 import jax
@@ -9,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-import safetensors.numpy
 from helpers.close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import convert, models, sharding
+from dit_jax import models
 from dit_jax.convert import parameters
 from dit_jax.models import dinov2
-from dit_jax.workdirs import checkpoint
 
 CONFIG = ConfigDict(
     dict(name="dinov2", hidden_size=128, depth=2, num_heads=2, dtype="float32")
@@ -174,180 +171,3 @@ def test_other_images_are_refused(params, image):
 def test_sizes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         models.build(ConfigDict(CONFIG.to_dict() | changes))
-
-
-# Of one block of the official file, from D = 128.
-BLOCK = {
-    "norm1.weight": (128,),
-    "norm1.bias": (128,),
-    "attn.qkv.weight": (384, 128),
-    "attn.qkv.bias": (384,),
-    "attn.proj.weight": (128, 128),
-    "attn.proj.bias": (128,),
-    "ls1.gamma": (128,),
-    "norm2.weight": (128,),
-    "norm2.bias": (128,),
-    "mlp.fc1.weight": (512, 128),
-    "mlp.fc1.bias": (512,),
-    "mlp.fc2.weight": (128, 512),
-    "mlp.fc2.bias": (128,),
-    "ls2.gamma": (128,),
-}
-OFFICIAL = {
-    "cls_token": (1, 1, 128),
-    "pos_embed": (1, 1370, 128),
-    "mask_token": (1, 128),
-    "patch_embed.proj.weight": (128, 3, 14, 14),
-    "patch_embed.proj.bias": (128,),
-    **{f"blocks.{i}.{name}": shape for i in range(2) for name, shape in BLOCK.items()},
-    "norm.weight": (128,),
-    "norm.bias": (128,),
-}
-
-
-@pytest.fixture
-def official():
-    """Random arrays under the names of the official file."""
-    rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in OFFICIAL.items()}
-
-
-def test_official_file_becomes_a_workdir(official, run_command, tmp_path):
-    safetensors.numpy.save_file(official, tmp_path / "dinov2.safetensors")
-    out = run_command("convert", "dinov2", tmp_path / "dinov2.safetensors", tmp_path / "workdir")
-    assert out == f"{tmp_path / 'workdir'}: {json.dumps(CONFIG.to_dict())}\n"
-    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])
-    _, params = checkpoint.load_model(tmp_path / "workdir", mesh, "float32", "dinov2")
-    kernel = params["patch_embed"]["kernel"]  # [14*14*3, D]
-    assert kernel[(5 * 14 + 7) * 3 + 2, 9] == official["patch_embed.proj.weight"][9, 2, 5, 7]
-    qkv = params["blocks"]["attn"]["qkv"]["kernel"]  # [L, D, 3, heads, head size]
-    assert qkv.shape == (2, 128, 3, 2, 64)
-    assert qkv[1, 5, 2, 1, 7] == official["blocks.1.attn.qkv.weight"][2 * 128 + 64 + 7, 5]
-    np.testing.assert_array_equal(
-        params["blocks"]["ls2"]["gamma"][1], official["blocks.1.ls2.gamma"]
-    )
-    np.testing.assert_array_equal(params["pos_embed"][:, 0], official["pos_embed"][:, 0])
-
-
-def _transformers(official, directory, **changes):
-    """Writes the arrays as transformers does."""
-    actual = {}
-    for name, array in official.items():
-        block = f"encoder.layer.{name.split('.')[1]}" if name.startswith("blocks.") else ""
-        leaf = name.rpartition(".")[2]
-        if "attn.qkv" in name:
-            for part, rows in zip(("query", "key", "value"), np.split(array, 3), strict=True):
-                actual[f"{block}.attention.attention.{part}.{leaf}"] = rows
-            continue
-        for output, reference in {
-            "cls_token": "embeddings.cls_token",
-            "mask_token": "embeddings.mask_token",
-            "pos_embed": "embeddings.position_embeddings",
-            "patch_embed.proj": "embeddings.patch_embeddings.projection",
-            "blocks.": "encoder.layer.",
-            "attn.proj": "attention.output.dense",
-            "ls1.gamma": "layer_scale1.lambda1",
-            "ls2.gamma": "layer_scale2.lambda1",
-        }.items():
-            name = name.replace(output, reference)
-        actual[name if block else name.replace("norm.", "layernorm.")] = array
-    config = dict(
-        hidden_act="gelu",
-        hidden_size=128,
-        layer_norm_eps=1e-6,
-        mlp_ratio=4,
-        model_type="dinov2",
-        num_attention_heads=2,
-        patch_size=14,
-        use_swiglu_ffn=False,
-    )
-    directory.mkdir()
-    actual = {name: np.ascontiguousarray(a) for name, a in actual.items()}
-    safetensors.numpy.save_file(actual, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(config | changes))
-    return directory
-
-
-def test_transformers_directory_holds_the_same_arrays(official, tmp_path):
-    actual = convert.dinov2.read(_transformers(official, tmp_path / "hf"))
-    assert actual.keys() == official.keys()
-    for name, array in official.items():
-        np.testing.assert_array_equal(actual[name], array)
-
-
-def test_transformers_arrays_of_no_other_name_are_listed(official, tmp_path):
-    official["head.weight"] = np.zeros((10, 128), np.float32)
-    with pytest.raises(ValueError, match=r"unexpected \(1\): head.weight \(10, 128\)"):
-        convert.to_workdir("dinov2", _transformers(official, tmp_path / "hf"), tmp_path / "workdir")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"model_type": "dinov2_with_registers"},
-            "model_type='dinov2_with_registers'; supported: di",
-        ),
-        ({"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05; supported: 1e-06"),
-        ({"num_attention_heads": 4}, r"hidden_size=128; supported: num_attention_heads \* 64, 256"),
-    ],
-)
-def test_other_models_of_transformers_are_refused(official, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        convert.to_workdir(
-            "dinov2", _transformers(official, tmp_path / "hf", **changes), tmp_path / "workdir"
-        )
-
-
-def test_transformers_directory_without_config_is_refused(official, tmp_path):
-    directory = _transformers(official, tmp_path / "hf")
-    (directory / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no .*config.json: it must be .* that trans"):
-        convert.to_workdir("dinov2", directory, tmp_path / "workdir")
-    with pytest.raises(ValueError, match="transformers' model is given as the directory"):
-        convert.to_workdir("dinov2", directory / "model.safetensors", tmp_path / "workdir")
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        ("register_tokens", (1, 4, 128), r"register_tokens \(1, 4, 128\), but this model has none"),
-        ("patch_embed.proj.weight", (128, 3, 16, 16), "patches of 16x16 pixels, DINOv2 of 14x14"),
-        ("patch_embed.proj.weight", (96, 3, 14, 14), "hidden_size=96, not a multiple of the head"),
-        ("patch_embed.proj.weight", (128,), r"has shape \(128,\), not \[D, 3, 14, 14\]"),
-        ("blocks.0.mlp.w12.weight", (512, 128), "a gated MLP, as ViT-g's"),
-        ("pos_embed", (1, 1371, 128), r"pos_embed \(1, 1371, 128\) instead of \(1, 257, 128\)"),
-        ("head.weight", (10, 128), r"unexpected \(1\): head.weight"),
-        ("blocks.2.norm1.bias", (128,), r"missing \(13\): blocks.2.attn.proj.bias \(128,\)"),
-    ],
-)
-def test_other_files_are_refused(official, name, shape, message, tmp_path):
-    official[name] = np.zeros(shape, np.float32)
-    np.savez(tmp_path / "dinov2.npz", **official)
-    with pytest.raises(ValueError, match=message):
-        convert.to_workdir("dinov2", tmp_path / "dinov2.npz", tmp_path / "workdir")
-    assert not (tmp_path / "workdir").exists()
-
-
-def test_positions_are_read_with_the_official_offset():
-    """Between two points of a line this cubic is off by s (1 - s) (1 - 2 s) / 2: a ramp tells s."""
-    ramp = np.zeros((1, 1 + 37 * 37, 2), np.float32)
-    ramp[0, 1:] = np.stack(np.divmod(np.arange(37 * 37), 37), axis=-1)  # row, column
-    ramp[0, 0] = 7
-    positions = convert.dinov2.interpolate_positions(ramp, 16)
-    assert positions.dtype == np.float32
-    np.testing.assert_array_equal(positions[:, 0], 7)
-    at = (np.arange(1, 15) + 0.5) * 37 / 16.1 - 0.5  # inside, away from the border
-    s = at % 1
-    expected = at + s * (1 - s) * (1 - 2 * s) / 2
-    grid = positions[0, 1:].reshape(16, 16, 2)[1:15, 1:15]
-    assert_close(grid[..., 0], np.tile(expected[:, None], (1, 14)), 1e-6)
-    assert_close(grid[..., 1], np.tile(expected[None], (14, 1)), 1e-6)
-    flat = np.full((1, 1 + 37 * 37, 2), 3, np.float32)  # the border repeats
-    positions = convert.dinov2.interpolate_positions(flat, 16)
-    assert_close(positions, np.full_like(positions, 3), 1e-6)
-
-
-def test_positions_of_224_px_stay_as_they_are():
-    positions = np.random.default_rng(0).standard_normal((1, 257, 8), np.float32)
-    np.testing.assert_array_equal(convert.dinov2.interpolate_positions(positions, 16), positions)

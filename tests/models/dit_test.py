@@ -1,4 +1,4 @@
-"""The published function, its initialisation, and that its speed options change nothing."""
+"""DiT against the published model, its initial parameters, and its refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,17 @@ def test_output_equals_the_published_model(golden, golden_predict):
 
 
 def test_bfloat16_returns_f32_near_the_f32_output(golden, golden_model_config, golden_params):
-    golden_model_config = golden_model_config.copy_and_resolve_references()
-    golden_model_config.dtype = "bfloat16"
-    apply = jax.jit(models.build(golden_model_config).apply)
+    config = golden_model_config.copy_and_resolve_references()
+    config.dtype = "bfloat16"
+    apply = jax.jit(models.build(config).apply)
     out = apply({"params": golden_params}, *_inputs(golden))
     assert out.dtype == jnp.float32
     error = np.abs(out - golden["model_out"]).max() / np.abs(golden["model_out"]).max()
-    assert 1e-5 < error < 0.05  # not the f32 path, and not broken
+    assert 1e-5 < error < 0.05  # above 1e-5, so bfloat16 was used
 
 
 @pytest.mark.parametrize("block", blocks.BLOCKS)
-def test_without_classes_every_label_is_one(golden_model_config, block):
+def test_model_without_classes_has_one_label_embedding(golden_model_config, block):
     config = golden_model_config.copy_and_resolve_references()
     config.update(num_classes=0, null_condition=False, depth=1, block=block)
     model = models.build(config)
@@ -51,7 +51,7 @@ def test_without_classes_every_label_is_one(golden_model_config, block):
     ],
     ids=str,
 )
-def test_classes_that_cannot_be_are_refused(golden_model_config, changes, message):
+def test_invalid_numbers_of_classes_are_refused(golden_model_config, changes, message):
     config = golden_model_config.copy_and_resolve_references()
     config.update(changes)
     with pytest.raises(ValueError, match=message):
@@ -80,7 +80,7 @@ def test_block_is_the_identity_at_initialisation():
     np.testing.assert_array_equal(out, x)
 
 
-def test_initial_statistics_are_the_published_ones(initial):
+def test_initial_statistics_equal_the_published_ones(initial):
     _, params = initial
     d = 192
 
@@ -104,7 +104,7 @@ def test_initial_statistics_are_the_published_ones(initial):
         if kind == "bias" or module in zeros:
             assert not np.any(np.asarray(leaf)), path
         elif path in normal:
-            # the label table has few rows, hence the loose bound on its deviation
+            # The label table has few rows, hence the loose tolerance.
             assert np.std(leaf) == pytest.approx(0.02, rel=0.08), path
         else:
             limit = uniform[module]
@@ -113,7 +113,7 @@ def test_initial_statistics_are_the_published_ones(initial):
     assert {f"{module}/kernel" for module in uniform} | set(normal) <= seen
 
 
-def test_blocks_of_a_stack_differ(initial):
+def test_blocks_have_independent_initial_kernels(initial):
     _, params = initial
     kernel = np.asarray(params["blocks"]["mlp"]["fc1"]["kernel"])
     assert kernel.shape == (2, 192, 768)
@@ -124,11 +124,11 @@ def test_patches_are_row_major_with_channels_fastest():
     x = jnp.arange(4 * 6 * 3, dtype=jnp.float32).reshape(1, 4, 6, 3)
     tokens = dit.patchify(x, 2)
     assert tokens.shape == (1, 6, 12)
-    np.testing.assert_array_equal(tokens[0, 2], x[0, 0:2, 4:6].reshape(-1))  # top right
+    np.testing.assert_array_equal(tokens[0, 2], x[0, 0:2, 4:6].reshape(-1))  # the top right patch
     np.testing.assert_array_equal(dit.unpatchify(tokens, 2, (2, 3)), x)
 
 
-def test_names_of_the_paper():
+def test_names_from_the_paper_give_its_sizes():
     assert dit.parse_name("DiT-XL/2") == dict(
         hidden_size=1152, depth=28, num_heads=16, patch_size=2
     )
@@ -136,7 +136,7 @@ def test_names_of_the_paper():
 
 
 @pytest.mark.parametrize("name", ["DiT-XXL/2", "XL/2", "DiT-XL", "DiT-XL/0", "DiT-XL/2/2"])
-def test_unknown_names_list_the_known_ones(name):
+def test_error_for_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError, match=r"S,B,L,XL"):
         dit.parse_name(name)
 
@@ -156,14 +156,14 @@ def test_unknown_names_list_the_known_ones(name):
     ],
     ids=str,
 )
-def test_sizes_that_do_not_fit_are_refused(golden_model_config, change, message):
+def test_invalid_configs_are_refused(golden_model_config, change, message):
     config = golden_model_config.copy_and_resolve_references()
     config.update(change)
     with pytest.raises(ValueError, match=message):
         models.build(config)
 
 
-def test_input_of_another_size_is_refused(golden, golden_model_config, golden_params):
+def test_input_with_a_wrong_size_is_refused(golden, golden_model_config, golden_params):
     model = models.build(golden_model_config)
     with pytest.raises(ValueError, match=r"\(3, 4, 8, 4\).*'B', 8, 8, 4"):
         model.apply({"params": golden_params}, golden["x_t"][:, :4], golden["t"], golden["y"])
@@ -180,14 +180,14 @@ def test_input_of_another_size_is_refused(golden, golden_model_config, golden_pa
         ("input_size", 2**13, "the position table would have 805,306,368 numbers"),
     ],
 )
-def test_sizes_that_no_model_has_are_refused(golden_model_config, key, value, message):
+def test_sizes_out_of_range_are_refused(golden_model_config, key, value, message):
     config = golden_model_config.copy_and_resolve_references()
     config[key] = value
     with pytest.raises(ValueError, match=message):
         models.build(config)
 
 
-def test_images_that_are_no_squares_are_told_from_their_transposes(golden_model_config):
+def test_model_for_rectangles_refuses_transposed_images(golden_model_config):
     config = golden_model_config.copy_and_resolve_references()
     config.update(depth=1)
     config = ConfigDict(config.to_dict() | dict(input_size=[8, 12]))
@@ -203,6 +203,6 @@ def test_images_that_are_no_squares_are_told_from_their_transposes(golden_model_
         models.build(ConfigDict(config.to_dict() | dict(input_size=(8, 9))))
 
 
-def test_patch_size_of_thousands_of_digits_is_refused():
+def test_patch_size_with_thousands_of_digits_is_refused():
     with pytest.raises(ValueError, match="unknown model"):
         dit.parse_name("DiT-S/" + "9" * 5000)

@@ -1,34 +1,22 @@
-"""Inception-2015's resize, outputs and parameters; tests/parity has it beside torch-fidelity's."""
+"""Inception-2015's resize and outputs; tests/parity has it beside torch-fidelity's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
+from helpers import published_files
 from helpers.close import assert_close
 from ml_collections import ConfigDict
 
-from dit_jax import convert, models, sharding
-from dit_jax.convert import inception as published_inception
+from dit_jax import convert, models
 from dit_jax.models import inception
-from dit_jax.workdirs import checkpoint
 
 CONFIG = ConfigDict(dict(name="inception", dtype="float32"))
 
 
 @pytest.fixture(scope="module")
 def published():
-    """Random arrays by their published names, which neither fade nor grow through the layers."""
-    rng, actual = np.random.default_rng(0), {"fc.bias": np.ones(1008, np.float32)}
-    for name, shape in published_inception.list_published(CONFIG).items():
-        normal = rng.standard_normal(shape, np.float32)
-        if name.endswith(("bn.weight", "running_var")):
-            actual[name] = 0.5 + rng.random(shape, np.float32)
-        elif name.endswith("conv.weight"):
-            actual[name] = normal * np.float32(2 / np.prod(shape[1:])) ** 0.5
-        else:
-            actual[name] = (0.002 if name == "fc.weight" else 0.3) * normal
-    return actual
+    return published_files.make_inception(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -138,61 +126,11 @@ def test_products_of_f32_are_full_whatever_the_caller_s_default(dtype, expected)
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((1, 8, 8, 3), np.float32), r"images are float32 \(1, 8, 8, 3\); .* uint8"),
-        (np.zeros((1, 8, 8, 4), np.uint8), r"images are uint8 \(1, 8, 8, 4\)"),
-        (np.zeros((8, 8, 3), np.uint8), r"images are uint8 \(8, 8, 3\)"),
+        (np.zeros((1, 8, 8, 3), np.float32), r"\(1, 8, 8, 3\) and dtype float32; .* uint8"),
+        (np.zeros((1, 8, 8, 4), np.uint8), r"image has shape \(1, 8, 8, 4\) and dtype uint8"),
+        (np.zeros((8, 8, 3), np.uint8), r"image has shape \(8, 8, 3\) and dtype uint8"),
     ],
 )
 def test_other_images_are_refused(params, image, message):
     with pytest.raises(ValueError, match=message):
         models.build(CONFIG).apply({"params": params}, image)
-
-
-def test_batch_norm_is_folded_into_the_convolution_before_it(params, published):
-    x = np.random.default_rng(0).standard_normal((100, 64))
-    weight, bias, mean, variance = (
-        published[f"Conv2d_3b_1x1.bn.{leaf}"].astype(np.float64)[None]
-        for leaf in ("weight", "bias", "running_mean", "running_var")
-    )
-    summed = x @ published["Conv2d_3b_1x1.conv.weight"][:, :, 0, 0].T.astype(np.float64)
-    expected = weight * (summed - mean) / np.sqrt(variance + 1e-3) + bias
-    kernel, shift = (params["Conv2d_3b_1x1"][leaf] for leaf in ("kernel", "bias"))
-    assert_close(x @ kernel[0, 0] + shift[None], expected, 1e-6)
-
-
-def test_names_are_those_of_the_file(published):
-    assert len(published) == 94 * 5 + 2
-    for name, shape in {
-        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
-        "Mixed_5d.branch_pool.bn.running_var": (64,),
-        "Mixed_6b.branch7x7dbl_4.conv.weight": (128, 128, 7, 1),
-        "Mixed_6b.branch7x7_2.conv.weight": (128, 128, 1, 7),
-        "Mixed_7a.branch7x7x3_4.conv.weight": (192, 192, 3, 3),
-        "Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1),
-        "fc.weight": (1008, 2048),
-    }.items():
-        assert published[name].shape == shape
-
-
-def test_missing_and_unexpected_arrays_are_refused(published):
-    actual = dict(published)
-    del actual["fc.bias"], actual["Mixed_5b.branch1x1.bn.running_mean"]
-    actual["AuxLogits.fc.bias"] = np.zeros(1000, np.float32)  # torchvision's Inception v3 has it
-    actual["fc.weight"] = np.zeros((1000, 2048), np.float32)
-    with pytest.raises(ValueError, match=r"missing \(1\): Mixed_5b\.branch1x1") as error:
-        convert.load("inception", actual, CONFIG)
-    assert "unexpected (1): AuxLogits.fc.bias (1000,)" in str(error.value)
-    assert "fc.weight (1000, 2048) instead of (1008, 2048)" in str(error.value)
-
-
-@pytest.mark.slow
-def test_command_writes_a_workdir(published, params, tmp_path, run_command):
-    counters = {"Conv2d_1a_3x3.bn.num_batches_tracked": np.zeros((), np.int64)}
-    safetensors.numpy.save_file(published | counters, tmp_path / "weights.safetensors")
-    workdir = tmp_path / "inception"
-    output = run_command("convert", "inception", tmp_path / "weights.safetensors", workdir)
-    assert output == f'{workdir}: {{"dtype": "float32", "name": "inception"}}\n'
-    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])
-    model, restored = checkpoint.load_model(workdir, mesh, "bfloat16", "inception")
-    assert model == inception.Inception("bfloat16")
-    jax.tree.map(np.testing.assert_array_equal, restored, params)

@@ -1,10 +1,9 @@
-"""The autoencoder against a recorded one of diffusers, its import, and its sizes."""
+"""The autoencoder against a recorded one of diffusers, and its sizes."""
 
 import functools
 import json
 import re
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +15,8 @@ from helpers.close import assert_close
 from jax import flatten_util
 from ml_collections import ConfigDict
 
-from dit_jax import convert, models, workdirs
+from dit_jax import convert, models
 from dit_jax.models import vae
-from dit_jax.workdirs import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def diffusers_dir(golden, tmp_path):
 
 @pytest.fixture
 def config(diffusers_dir):
-    return convert.vae.read_config(diffusers_dir)
+    return convert.vae.read_model_config(diffusers_dir)
 
 
 def _apply(config, params, method, x):
@@ -87,129 +85,6 @@ def test_dtype_and_remat_change_only_the_rounding(golden, config):
     moments = _apply(config, params, "encode", images["image"])
     assert moments.dtype == jnp.float32
     assert np.abs(moments - images["moments"]).max() < 0.05 * np.abs(images["moments"]).max()
-
-
-def test_old_names_of_the_attention_are_read_too(golden, config):
-    published, _ = golden
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-    def rename(name):
-        for new, renamed in old.items():
-            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{renamed}.")
-        return name
-
-    renamed = {rename(name): a for name, a in published.items()}
-    assert len(renamed.keys() - published.keys()) == 16
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        convert.load("vae", renamed, config),
-        convert.load("vae", published, config),
-    )
-
-
-def test_missing_and_unexpected_tensors_are_listed(golden, config):
-    published = dict(golden[0])
-    published["encoder.mid_block.resnets.7.norm1.weight"] = published.pop("quant_conv.bias")
-    with pytest.raises(ValueError, match="does not fit the model") as error:
-        convert.load("vae", published, config)
-    assert "missing (1): quant_conv.bias (4,)" in str(error.value)
-    assert "unexpected (1): encoder.mid_block.resnets.7.norm1.weight (4,)" in str(error.value)
-
-
-def test_config_defaults_are_stable_diffusion_s(config):
-    assert (config.scale, config.shift, config.use_quant_conv) == (0.18215, 0.0, True)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"act_fn": "gelu"},
-        {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]},
-        {"use_post_quant_conv": False},
-        {"out_channels": 4},
-    ],
-)
-def test_vae_of_another_kind_is_refused(diffusers_dir, change):
-    path = diffusers_dir / "config.json"
-    path.write_text(json.dumps(published_configs.VAE | change))
-    name, value = next(iter(change.items()))
-    with pytest.raises(ValueError, match="of another kind") as error:
-        convert.vae.read_config(diffusers_dir)
-    assert f"{name}={value!r}; supported: " in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            json.dumps(published_configs.VAE)[:50],
-            r"cannot read .*config\.json: it ends too early: .* It must be the config",
-        ),
-        ("[1]", r"cannot read .*config\.json: "),
-        ('{"_class_name": "AutoencoderTiny"}', "the class AutoencoderTiny, but only AutoencoderKL"),
-        (
-            json.dumps(
-                {n: v for n, v in published_configs.VAE.items() if not n.endswith("_types")}
-            ),
-            "(?s)down_block_types=None; supported: .*up_block_types=None; supported: a list",
-        ),
-        (
-            json.dumps(published_configs.VAE | dict(block_out_channels=128, norm_num_groups=0)),
-            "(?s)norm_num_groups=0; supp.*block_out_channels=128; supported: a list",
-        ),
-        (
-            json.dumps(published_configs.VAE | dict(latents_mean=[[0.0]])),
-            "(?s)another kind.*latents_mean",
-        ),
-    ],
-)
-def test_config_that_is_damaged_or_another_s_is_refused(diffusers_dir, text, message):
-    path = diffusers_dir / "config.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        convert.vae.read_config(diffusers_dir)
-
-
-def test_tensor_under_an_old_and_a_new_name_is_refused(golden, config):
-    new = "encoder.mid_block.attentions.0.to_q.weight"
-    published = dict(golden[0])
-    published[new.replace("to_q", "query")] = -published[new]
-    with pytest.raises(ValueError, match=f"holds {new} under an old name too"):
-        convert.load("vae", published, config)
-
-
-def test_command_says_what_is_wrong_with_a_file_in_a_message(diffusers_dir, tmp_path, run_command):
-    path = diffusers_dir / "diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    error = run_command("convert", "vae", diffusers_dir, tmp_path / "vae", fails=True)
-    assert error.startswith(f"error: cannot read {path}: SafetensorError: ")
-    assert "Traceback" not in error
-    assert not (tmp_path / "vae").exists()
-
-
-def test_converted_workdir_holds_the_parameters_and_the_config(
-    diffusers_dir, golden, config, tmp_path, run_command
-):
-    workdir = tmp_path / "vae"
-    out = run_command("convert", "vae", diffusers_dir, workdir)
-    assert f"{workdir}: " in out
-    loaded = workdirs.load_config(workdir)
-    assert loaded.model.to_dict() == config.to_dict() | {"block_channels": [8, 16]}
-    shapes = convert.parameters.get_shapes(loaded.model)
-    shapes = {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in shapes.items()}
-    shapes = flax.traverse_util.unflatten_dict(shapes, sep="/")
-    params, step = checkpoint.restore_params(workdir, shapes)
-    assert step == 0
-    expected = convert.load("vae", golden[0], config)
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
-    with pytest.raises(ValueError, match=r"vae is not empty: choose a new directory"):
-        convert.to_workdir("vae", diffusers_dir, workdir)
-
-
-def test_weights_without_their_config_are_refused(diffusers_dir, tmp_path):
-    (diffusers_dir / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"config\.json: it must be .* that diffusers"):
-        convert.to_workdir("vae", diffusers_dir, tmp_path / "vae")
 
 
 def _sizes(**changes):

@@ -1,4 +1,4 @@
-"""Our samplers beside diffusers' schedulers: one network, one x_T, one noise, hence one x_0."""
+"""Samplers against diffusers' schedulers, with the same network, x_T and noise."""
 
 import itertools
 import sys
@@ -16,7 +16,7 @@ from dit_jax import diffusion
 from dit_jax.diffusion import samplers, solvers
 
 SHAPE = (2, 4, 4, 3)  # [B, h, w, C]
-STEPS = 28  # of 1000 levels every 37th, both ends included, in our uniform grid and their linspace
+STEPS = 28  # every 37th of 1000 levels with both ends: both uniform and diffusers' linspace
 SCALED_LINEAR = {
     "diffusion.schedule": "scaled_linear",
     "diffusion.beta_start": 0.00085,
@@ -29,13 +29,13 @@ EDM = {
     "sample.grid": "karras",
 }
 FLOW = {"diffusion.process": "flow", "objective.prediction": "u"}
-# Their names of our settings.
+# Our settings -> diffusers' names for them.
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x_0": "sample", "v": "v_prediction"}
 
 
 def _network(xp, x, time, variance=False):
-    """A smooth output for x [B, h, w, C] at time [B], with as many channels more for a variance."""
+    """Returns a smooth output for x [B, h, w, C] at time [B]; a variance doubles its channels."""
     time = xp.arcsinh(time)[:, None, None, None]
     output = 0.8 * x + 0.3 * xp.tanh(x + 0.5 * xp.roll(x, 1, axis=-1)) * xp.cos(time)
     output = output + 0.2 * xp.sin(2 * time)
@@ -44,8 +44,8 @@ def _network(xp, x, time, variance=False):
     return output
 
 
-class Ours:
-    """A sampler of ours, built and called as `generate` does."""
+class Setup:
+    """A sampler of dit_jax with its inputs, and the scheduler of diffusers for the same config."""
 
     def __init__(self, changes, variance=False):
         config = default.get_config()
@@ -76,10 +76,10 @@ class Ours:
         assert finite.all()
         return np.asarray(x_0)
 
-    def theirs(self, scheduler, **options):
-        """A scheduler of theirs on the levels of process ddpm."""
+    def build_scheduler(self, scheduler_class, **options):
+        """Builds a scheduler of diffusers on the levels of process ddpm."""
         config = self.config.diffusion
-        theirs = scheduler(
+        scheduler = scheduler_class(
             num_train_timesteps=config.num_steps,
             beta_schedule=SCHEDULES[config.schedule],
             beta_start=config.beta_start,
@@ -87,9 +87,9 @@ class Ours:
             prediction_type=PREDICTIONS[self.config.objective.prediction],
             **options,
         )
-        # 1 - alpha_bar loses 3e-4 of itself in the first levels if, as theirs, alpha_bar is f32.
-        theirs.alphas_cumprod = torch.cumprod(1 - theirs.betas.double(), dim=0)
-        return theirs
+        # In diffusers alpha_bar is f32, which costs 1 - alpha_bar 3e-4 of its value at first.
+        scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), dim=0)
+        return scheduler
 
 
 def _to_torch(array):
@@ -101,27 +101,29 @@ def _to_numpy(tensor):
 
 
 def _predict(x, time, variance=False):
-    """The network between torch's NCHW, in f64."""
+    """Applies the network in f64 to a tensor NCHW."""
     return _to_torch(_network(np, _to_numpy(x), np.full(len(x), float(time)), variance))
 
 
-def _run(theirs, own, x_T=None, **options):
-    x = _to_torch(own.x_T if x_T is None else x_T)
-    for time in theirs.timesteps:
-        scaled = theirs.scale_model_input(x, time) if hasattr(theirs, "scale_model_input") else x
-        x = theirs.step(_predict(scaled, time, own.variance), time, x, **options).prev_sample
+def _run(scheduler, setup, x_T=None, **options):
+    x = _to_torch(setup.x_T if x_T is None else x_T)
+    for time in scheduler.timesteps:
+        scaled = (
+            scheduler.scale_model_input(x, time) if hasattr(scheduler, "scale_model_input") else x
+        )
+        x = scheduler.step(_predict(scaled, time, setup.variance), time, x, **options).prev_sample
     return _to_numpy(x)
 
 
-def _use_noise(monkeypatch, theirs, noise):
-    """Lets a scheduler draw these arrays in turn."""
+def _use_noise(monkeypatch, scheduler, noise):
+    """Makes the scheduler draw these arrays in turn."""
     arrays = iter(noise)
-    module = sys.modules[type(theirs).__module__]
+    module = sys.modules[type(scheduler).__module__]
     monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: _to_torch(next(arrays)))
 
 
 def _compare(x_0, expected):
-    """Most differ by less than 1e-6, by 7e-6 where their beta of 0.999 is f32."""
+    """Most results differ by less than 1e-6, but by 7e-6 with diffusers' f32 beta of 0.999."""
     error = np.abs(x_0 - expected).max() / np.abs(expected).max()
     print(f"{error:.1e} of the largest value")
     assert error < 2e-5
@@ -133,29 +135,31 @@ def _compare(x_0, expected):
     ("variance", "variance_type"),
     [("small", "fixed_small"), ("large", "fixed_large"), (None, "learned_range")],
 )
-def test_ddpm(schedule, prediction, variance, variance_type, monkeypatch):
+def test_ddpm_agrees_with_diffusers(schedule, prediction, variance, variance_type, monkeypatch):
     changes = {"objective.prediction": prediction, "sample.variance": variance or "large"}
     changes |= SCALED_LINEAR if schedule == "scaled_linear" else {"diffusion.schedule": schedule}
-    own = Ours(changes, variance=not variance)
-    theirs = own.theirs(diffusers.DDPMScheduler, variance_type=variance_type, clip_sample=False)
-    theirs.set_timesteps(timesteps=own.index.tolist())
-    _use_noise(monkeypatch, theirs, own.noise)
-    _compare(own.run(), _run(theirs, own))
+    setup = Setup(changes, variance=not variance)
+    scheduler = setup.build_scheduler(
+        diffusers.DDPMScheduler, variance_type=variance_type, clip_sample=False
+    )
+    scheduler.set_timesteps(timesteps=setup.index.tolist())
+    _use_noise(monkeypatch, scheduler, setup.noise)
+    _compare(setup.run(), _run(scheduler, setup))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-def test_ddim(prediction, eta, monkeypatch):
+def test_ddim_agrees_with_diffusers(prediction, eta, monkeypatch):
     changes = {"sample.sampler": "ddim", "sample.grid": "ddim", "sample.steps": 20}
-    own = Ours(changes | {"objective.prediction": prediction, "sample.eta": eta})
-    theirs = own.theirs(diffusers.DDIMScheduler, clip_sample=False)
-    theirs.set_timesteps(20)
-    np.testing.assert_array_equal(theirs.timesteps, own.index)
-    _use_noise(monkeypatch, theirs, own.noise)
-    _compare(own.run(), _run(theirs, own, eta=eta))
+    setup = Setup(changes | {"objective.prediction": prediction, "sample.eta": eta})
+    scheduler = setup.build_scheduler(diffusers.DDIMScheduler, clip_sample=False)
+    scheduler.set_timesteps(20)
+    np.testing.assert_array_equal(scheduler.timesteps, setup.index)
+    _use_noise(monkeypatch, scheduler, setup.noise)
+    _compare(setup.run(), _run(scheduler, setup, eta=eta))
 
 
-def test_ddim_from_no_signal():
+def test_ddim_with_zero_terminal_snr_agrees_with_diffusers():
     changes = {
         "sample.sampler": "ddim",
         "sample.steps": 50,
@@ -165,18 +169,20 @@ def test_ddim_from_no_signal():
         "diffusion.beta_end": 0.3,
         "diffusion.zero_terminal_snr": True,
     }
-    own = Ours(changes)
-    theirs = own.theirs(diffusers.DDIMScheduler, clip_sample=False, rescale_betas_zero_snr=True)
-    assert theirs.alphas_cumprod[-1] == 0
-    theirs.set_timesteps(50)
-    _compare(own.run(), _run(theirs, own))
+    setup = Setup(changes)
+    scheduler = setup.build_scheduler(
+        diffusers.DDIMScheduler, clip_sample=False, rescale_betas_zero_snr=True
+    )
+    assert scheduler.alphas_cumprod[-1] == 0
+    scheduler.set_timesteps(50)
+    _compare(setup.run(), _run(scheduler, setup))
 
 
-def test_ddim_inversion():
-    own = Ours({"sample.sampler": "ddim", "sample.grid": "ddim", "sample.steps": 20})
-    theirs = own.theirs(diffusers.DDIMInverseScheduler, clip_sample=False)
-    theirs.set_timesteps(20)
-    _compare(own.run(solvers.invert_ddim), _run(theirs, own))
+def test_ddim_inversion_agrees_with_diffusers():
+    setup = Setup({"sample.sampler": "ddim", "sample.grid": "ddim", "sample.steps": 20})
+    scheduler = setup.build_scheduler(diffusers.DDIMInverseScheduler, clip_sample=False)
+    scheduler.set_timesteps(20)
+    _compare(setup.run(solvers.invert_ddim), _run(scheduler, setup))
 
 
 DPMPP = [
@@ -188,12 +194,12 @@ DPMPP = [
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 @pytest.mark.parametrize(("sampler", "solver"), DPMPP)
-def test_dpmpp(sampler, solver, prediction, monkeypatch):
-    own = Ours({"sample.sampler": sampler, "objective.prediction": prediction})
-    theirs = own.theirs(diffusers.DPMSolverMultistepScheduler, **solver)
-    theirs.set_timesteps(timesteps=own.index.tolist())
-    _use_noise(monkeypatch, theirs, own.noise)
-    _compare(own.run(), _run(theirs, own))
+def test_dpmpp_agrees_with_diffusers(sampler, solver, prediction, monkeypatch):
+    setup = Setup({"sample.sampler": sampler, "objective.prediction": prediction})
+    scheduler = setup.build_scheduler(diffusers.DPMSolverMultistepScheduler, **solver)
+    scheduler.set_timesteps(timesteps=setup.index.tolist())
+    _use_noise(monkeypatch, scheduler, setup.noise)
+    _compare(setup.run(), _run(scheduler, setup))
 
 
 @pytest.mark.parametrize(("sampler", "solver"), DPMPP)
@@ -206,67 +212,67 @@ def test_dpmpp(sampler, solver, prediction, monkeypatch):
     ],
     ids=["vp", "gvp", "flow"],
 )
-def test_dpmpp_in_continuous_time(sampler, solver, changes, monkeypatch):
-    """Their formulas at our times: their own grids are of indices."""
-    own = Ours(changes | {"sample.sampler": sampler})
-    process, grid = own.process, own.sampler.grid
+def test_dpmpp_in_continuous_time_agrees_with_diffusers(sampler, solver, changes, monkeypatch):
+    """The scheduler gets the times of dit_jax, because its own grids hold indices of levels."""
+    setup = Setup(changes | {"sample.sampler": sampler})
+    process, grid = setup.process, setup.sampler.grid
     sigma = process.sigma(grid)
     if changes["diffusion.process"] == "flow":
         solver = solver | dict(use_flow_sigmas=True, prediction_type="flow_prediction")
     else:
-        solver = solver | dict(prediction_type=PREDICTIONS[own.config.objective.prediction])
+        solver = solver | dict(prediction_type=PREDICTIONS[setup.config.objective.prediction])
         sigma = sigma / process.alpha(grid)
-    theirs = diffusers.DPMSolverMultistepScheduler(**solver)
-    theirs.set_timesteps(STEPS)
-    theirs.set_begin_index(0)
-    theirs.sigmas = torch.from_numpy(sigma)
-    theirs.timesteps = torch.from_numpy(process.network_time(grid[:-1]))
-    _use_noise(monkeypatch, theirs, own.noise)
-    _compare(own.run(), _run(theirs, own))
+    scheduler = diffusers.DPMSolverMultistepScheduler(**solver)
+    scheduler.set_timesteps(STEPS)
+    scheduler.set_begin_index(0)
+    scheduler.sigmas = torch.from_numpy(sigma)
+    scheduler.timesteps = torch.from_numpy(process.network_time(grid[:-1]))
+    _use_noise(monkeypatch, scheduler, setup.noise)
+    _compare(setup.run(), _run(scheduler, setup))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
-def test_heun(prediction):
-    """Theirs runs on x_t / alpha."""
-    own = Ours({"sample.sampler": "heun", "objective.prediction": prediction})
-    theirs = own.theirs(diffusers.HeunDiscreteScheduler)
-    theirs.set_timesteps(timesteps=own.index)
-    x_T = own.x_T / own.process.alpha(np.ones(()))
-    _compare(own.run(), _run(theirs, own, x_T))
+def test_heun_agrees_with_diffusers(prediction):
+    """The scheduler works on x_t / alpha."""
+    setup = Setup({"sample.sampler": "heun", "objective.prediction": prediction})
+    scheduler = setup.build_scheduler(diffusers.HeunDiscreteScheduler)
+    scheduler.set_timesteps(timesteps=setup.index)
+    x_T = setup.x_T / setup.process.alpha(np.ones(()))
+    _compare(setup.run(), _run(scheduler, setup, x_T))
 
 
 @pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("ab2", 2), ("ab4", 4)])
-def test_adams_bashforth(sampler, order):
-    """Theirs on x_t / alpha, but for our correction of the first step in the second of order 4."""
-    own = Ours({"sample.sampler": sampler})
-    theirs = own.theirs(diffusers.LMSDiscreteScheduler)
-    theirs.set_timesteps(STEPS)
-    np.testing.assert_array_equal(theirs.timesteps, own.index)
-    x = _to_torch(own.x_T / own.process.alpha(np.ones(())))
-    for i, time in enumerate(theirs.timesteps):
-        output = _predict(theirs.scale_model_input(x, time), time)
-        x = theirs.step(output, time, x, order=order).prev_sample
+def test_adams_bashforth_agrees_with_diffusers(sampler, order):
+    """The scheduler works on x_t / alpha, and lacks ab4's correction of the first step."""
+    setup = Setup({"sample.sampler": sampler})
+    scheduler = setup.build_scheduler(diffusers.LMSDiscreteScheduler)
+    scheduler.set_timesteps(STEPS)
+    np.testing.assert_array_equal(scheduler.timesteps, setup.index)
+    x = _to_torch(setup.x_T / setup.process.alpha(np.ones(())))
+    for i, time in enumerate(scheduler.timesteps):
+        output = _predict(scheduler.scale_model_input(x, time), time)
+        x = scheduler.step(output, time, x, order=order).prev_sample
         if order == 4 and i == 1:
-            first, second = theirs.derivatives
-            x = x + (theirs.sigmas[1] - theirs.sigmas[0]) * (second - first) / 2
-    _compare(own.run(), _to_numpy(x))
+            first, second = scheduler.derivatives
+            x = x + (scheduler.sigmas[1] - scheduler.sigmas[0]) * (second - first) / 2
+    _compare(setup.run(), _to_numpy(x))
 
 
 @pytest.mark.parametrize(
-    ("sampler", "scheduler", "options"),
+    ("sampler", "scheduler_class", "options"),
     [
         ("euler", diffusers.EDMEulerScheduler, {}),
         *[(name, diffusers.EDMDPMSolverMultistepScheduler, options) for name, options in DPMPP],
     ],
 )
-def test_edm(sampler, scheduler, options, monkeypatch):
-    own = Ours(EDM | {"sample.sampler": sampler})
-    theirs = scheduler(**options)
-    theirs.set_timesteps(STEPS)
-    sigma = own.process.sigma(own.sampler.grid)
-    assert_trees_close(theirs.sigmas.tolist(), sigma.tolist(), 1e-5)  # each by itself
-    _use_noise(monkeypatch, theirs, own.noise)
-    _compare(own.run(), _run(theirs, own))
+def test_edm_agrees_with_diffusers(sampler, scheduler_class, options, monkeypatch):
+    setup = Setup(EDM | {"sample.sampler": sampler})
+    scheduler = scheduler_class(**options)
+    scheduler.set_timesteps(STEPS)
+    sigma = setup.process.sigma(setup.sampler.grid)
+    assert_trees_close(scheduler.sigmas.tolist(), sigma.tolist(), 1e-5)  # each value alone
+    _use_noise(monkeypatch, scheduler, setup.noise)
+    _compare(setup.run(), _run(scheduler, setup))
 
 
 @pytest.mark.parametrize(
@@ -279,17 +285,17 @@ def test_edm(sampler, scheduler, options, monkeypatch):
     ],
     ids=["deterministic", "churn", "little churn", "churn in a range"],
 )
-def test_edm_heun(churn, monkeypatch):
-    """Their steps of Karras et al. 2022, algorithm 2, at our sigmas; their network says -eps."""
+def test_edm_heun_agrees_with_diffusers(churn, monkeypatch):
+    """Karras et al. 2022, algorithm 2; this scheduler expects -eps from its network."""
     churn = {f"sample.{key}": value for key, value in churn.items()}
-    own = Ours(EDM | {"sample.sampler": "heun"} | churn)
-    settings = own.config.sample
+    setup = Setup(EDM | {"sample.sampler": "heun"} | churn)
+    settings = setup.config.sample
     low, high = settings.churn_range
-    theirs = diffusers.KarrasVeScheduler(
+    scheduler = diffusers.KarrasVeScheduler(
         s_noise=settings.churn_noise, s_churn=settings.churn, s_min=low, s_max=high
     )
-    theirs.set_timesteps(STEPS)
-    _use_noise(monkeypatch, theirs, own.noise)
+    scheduler.set_timesteps(STEPS)
+    _use_noise(monkeypatch, scheduler, setup.noise)
     preconditioning = diffusers.EDMEulerScheduler()
 
     def predict(x, sigma):
@@ -298,27 +304,28 @@ def test_edm_heun(churn, monkeypatch):
         output = _predict(preconditioning.precondition_inputs(x, sigma), time)
         return (preconditioning.precondition_outputs(x, output, sigma) - x) / sigma
 
-    x = _to_torch(own.x_T)
-    sigmas = own.process.sigma(own.sampler.grid)
+    x = _to_torch(setup.x_T)
+    sigmas = setup.process.sigma(setup.sampler.grid)
     for sigma, next_sigma in itertools.pairwise(sigmas):
-        x_hat, sigma_hat = theirs.add_noise_to_input(x, sigma)
+        x_hat, sigma_hat = scheduler.add_noise_to_input(x, sigma)
         output = predict(x_hat, sigma_hat)
-        step = theirs.step(output, sigma_hat, next_sigma, x_hat)
+        step = scheduler.step(output, sigma_hat, next_sigma, x_hat)
         x = step.prev_sample
         if next_sigma:
             output = predict(x, next_sigma)
-            step = theirs.step_correct(output, sigma_hat, next_sigma, x_hat, x, step.derivative)
+            step = scheduler.step_correct(output, sigma_hat, next_sigma, x_hat, x, step.derivative)
             x = step.prev_sample
-    _compare(own.run(), _to_numpy(x))
+    _compare(setup.run(), _to_numpy(x))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_flow(sampler, shift):
+def test_flow_samplers_agree_with_diffusers(sampler, shift):
     grid = {"sample.grid": "uniform" if shift == 1 else "shifted", "sample.shift": shift}
-    own = Ours(FLOW | grid | {"sample.sampler": sampler})
+    setup = Setup(FLOW | grid | {"sample.sampler": sampler})
     name = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
-    theirs = getattr(diffusers, name[sampler])(shift=shift)
-    theirs.sigma_max, theirs.sigma_min = 1.0, 1 / STEPS  # theirs are of the levels, shifted once
-    theirs.set_timesteps(STEPS)
-    _compare(own.run(), _run(theirs, own))
+    scheduler = getattr(diffusers, name[sampler])(shift=shift)
+    # By default these are the shifted sigmas of the levels, which would be shifted again.
+    scheduler.sigma_max, scheduler.sigma_min = 1.0, 1 / STEPS
+    scheduler.set_timesteps(STEPS)
+    _compare(setup.run(), _run(scheduler, setup))

@@ -1,7 +1,7 @@
-"""A whole Stable Diffusion beside diffusers' pipeline: its folder converted, from the same x_T.
+"""A converted Stable Diffusion against diffusers' pipeline, from the same x_T.
 
-Each of diffusers' timestep_spacing is a grid of ours, for DDIM and for DPM-Solver another one. With
-the files' set_alpha_to_one=False DDIM ends as our ddim_level1, with True as ddim.
+Every timestep_spacing of diffusers has a grid of its own in dit_jax, one for DDIM and another for
+DPM-Solver. DDIM with set_alpha_to_one=False, as in the files, is ddim_level1; with True it is ddim.
 """
 
 import diffusers
@@ -61,8 +61,8 @@ def _vae():
     )
 
 
-def _noised(model):
-    """With weights of other sizes than the initial ones, so that every part is seen in the end."""
+def _perturb(model):
+    """Adds noise to the weights, so that every part of the model has a visible effect."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             deviation = 0.5 if "embedding" in name and parameter.ndim == 2 else 0.1
@@ -84,10 +84,10 @@ def pipeline(request):
         prediction_type=request.param,
     )
     reference = diffusers.StableDiffusionPipeline(
-        vae=_noised(_vae()),
-        text_encoder=_noised(_text_encoder()),
+        vae=_perturb(_vae()),
+        text_encoder=_perturb(_text_encoder()),
         tokenizer=transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES, model_max_length=12),
-        unet=_noised(_unet()),
+        unet=_perturb(_unet()),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -101,28 +101,28 @@ def pipeline(request):
 def workdir(pipeline, tmp_path_factory):
     root = tmp_path_factory.mktemp("sd")
     pipeline.save_pretrained(root / "diffusers")
-    config = convert.to_workdir("sd", root / "diffusers", root / "ours")
+    config = convert.to_workdir("sd", root / "diffusers", root / "workdir")
     assert config.objective.prediction == PREDICTIONS[pipeline.scheduler.config.prediction_type]
     assert (config.sample.sampler, config.sample.grid) == ("ddim_level1", "leading")
-    return root / "ours"
+    return root / "workdir"
 
 
-def _initial():
+def _draw_latents():
     return np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
 
 
-def _output(trained, negative):
+def _generate(trained, negative):
     request = conditions.build(trained.config).request(PROMPTS, negative)
-    edited = editing.EditRequest(request, edits.FromNoise(_initial()))
+    edited = editing.EditRequest(request, edits.FromNoise(_draw_latents()))
     sample = trained.make_sample_fn(edits.FromNoise)
     return generate.generate(sample, trained.params, edited, 0, trained.mesh, lambda x_0: x_0)
 
 
-def _reference(pipeline):
+def _generate_with_diffusers(pipeline):
     latents = pipeline(
         prompt=PROMPTS,
         negative_prompt=[NEGATIVE] * 2,
-        latents=torch.from_numpy(np.moveaxis(_initial(), -1, 1).copy()),
+        latents=torch.from_numpy(np.moveaxis(_draw_latents(), -1, 1).copy()),
         guidance_scale=7.5,
         num_inference_steps=STEPS,
         output_type="latent",
@@ -142,31 +142,33 @@ def _reference(pipeline):
         ("dpmpp2m", "trailing", "trailing"),
     ],
 )
-def test_latents_agree(sampler, grid, spacing, pipeline, workdir):
+def test_latents_agree_with_diffusers(sampler, grid, spacing, pipeline, workdir):
     settings = dict(sampler=sampler, grid=grid, steps=STEPS, cfg_scale=7.5)
     trained = runs.load(workdir, settings=settings)
-    of_files = pipeline.scheduler
-    scheduler = diffusers.DPMSolverMultistepScheduler
+    original_scheduler = pipeline.scheduler
+    scheduler_class = diffusers.DPMSolverMultistepScheduler
     options = dict(timestep_spacing=spacing)
     if sampler != "dpmpp2m":
-        scheduler = diffusers.DDIMScheduler
+        scheduler_class = diffusers.DDIMScheduler
         options["set_alpha_to_one"] = sampler == "ddim"
-    pipeline.scheduler = scheduler.from_config(of_files.config, **options)
+    pipeline.scheduler = scheduler_class.from_config(original_scheduler.config, **options)
     try:
-        expected = _reference(pipeline)
+        expected = _generate_with_diffusers(pipeline)
     finally:
-        pipeline.scheduler = of_files
-    actual, other = _output(trained, NEGATIVE), _output(trained, "")
+        pipeline.scheduler = original_scheduler
+    actual, without_negative = _generate(trained, NEGATIVE), _generate(trained, "")
     largest = np.abs(expected).max()
-    error, seen = (np.abs(x - expected).max() / largest for x in (actual, other))
-    print(f"{sampler}, {grid}: {error:.1e} of the largest value, {largest:.3g}; untold {seen:.1e}")
+    error = np.abs(actual - expected).max() / largest
+    effect = np.abs(without_negative - expected).max() / largest
+    print(f"{sampler}, {grid}: {error:.1e} of the largest value, {largest:.3g}")
+    print(f"without the negative prompt: {effect:.1e}")
     assert actual.shape == expected.shape
     assert error < 2e-5
-    assert seen > 3e-2
+    assert effect > 3e-2  # so the negative prompt is used
 
 
-def test_images_agree(pipeline, workdir):
-    latents = 0.3 * _initial()
+def test_images_agree_with_diffusers(pipeline, workdir):
+    latents = 0.3 * _draw_latents()
     with torch.no_grad():
         scaled = torch.from_numpy(np.moveaxis(latents, -1, 1).copy()) / 0.3
         decoded = pipeline.vae.decode(scaled).sample

@@ -1,4 +1,4 @@
-"""Our UNet beside diffusers' UNet2DConditionModel and UNet2DModel, with random weights."""
+"""The UNet against diffusers' UNet2DConditionModel and UNet2DModel, with random weights."""
 
 import diffusers
 import jax
@@ -26,7 +26,7 @@ CONDITIONAL = {
         out_channels=8,
         sample_size=16,
     ),
-    "Stable Diffusion 1 of 2 levels": dict(
+    "Stable Diffusion 1 with 2 levels": dict(
         block_out_channels=(320, 640),
         down_block_types=(DOWN, "DownBlock2D"),
         up_block_types=("UpBlock2D", UP),
@@ -35,7 +35,7 @@ CONDITIONAL = {
         cross_attention_dim=768,
         sample_size=16,
     ),
-    "Stable Diffusion 2 of 2 levels": dict(
+    "Stable Diffusion 2 with 2 levels": dict(
         block_out_channels=(320, 640),
         down_block_types=(DOWN, "DownBlock2D"),
         up_block_types=("UpBlock2D", UP),
@@ -48,19 +48,19 @@ CONDITIONAL = {
 }
 
 
-def _perturbed(model):
+def _perturb(model):
     with torch.no_grad():
         for parameter in model.parameters():  # so that no scale is 1 and no bias 0
             parameter.add_(0.02 * torch.randn_like(parameter))
     return model.eval()
 
 
-def _check(name, reference, config, params, cond, **their_cond):
+def _assert_agrees(name, reference, config, params, cond, **reference_cond):
     size, channels = config.input_size, config.in_channels
     x_t = np.random.default_rng(0).normal(size=(len(T), size, size, channels)).astype(np.float32)
     with torch.no_grad():
         x = torch.from_numpy(np.moveaxis(x_t, -1, 1).copy())
-        expected = reference(x, torch.from_numpy(T), **their_cond).sample
+        expected = reference(x, torch.from_numpy(T), **reference_cond).sample
     expected = np.moveaxis(expected.numpy(), 1, -1)
     apply = jax.jit(models.build(config).apply)
     actual = np.asarray(apply({"params": params}, x_t, T.astype(np.float32), cond))
@@ -73,29 +73,28 @@ def _check(name, reference, config, params, cond, **their_cond):
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
-def test_conditional_unet_agrees(name, tmp_path):
+def test_conditional_unet_agrees_with_diffusers(name, tmp_path):
     torch.manual_seed(0)
-    reference = _perturbed(diffusers.UNet2DConditionModel(**CONDITIONAL[name]))
+    reference = _perturb(diffusers.UNet2DConditionModel(**CONDITIONAL[name]))
     reference.save_pretrained(tmp_path)
-    config = convert.unet.read_config(tmp_path)
+    config = convert.unet.read_model_config(tmp_path)
     params = convert.load("unet", tmp_path, config)
     shape = (len(T), 77, config.context_size)
     context = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    their_cond = dict(encoder_hidden_states=torch.from_numpy(context))
-    _check(name, reference, config, params, context, **their_cond)
+    reference_cond = dict(encoder_hidden_states=torch.from_numpy(context))
+    _assert_agrees(name, reference, config, params, context, **reference_cond)
 
 
-def test_stable_diffusion_is_diffusers_default():
-    """Its sizes are the preset's, and so are the names and shapes of all its arrays."""
+def test_sd15_preset_has_the_names_and_sizes_of_diffusers_default():
     with torch.device("meta"):
         reference = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
     fields = dict(name="unet", **unet_presets.get("sd15-unet"))
     config = ConfigDict(fields | dict(dtype="float32", attention="auto", remat="none"))
     shapes = convert.parameters.get_shapes(config)
-    output = {
+    actual = {
         convert.parameters.to_diffusers_name(path): np.prod(shape) for path, shape in shapes.items()
     }
-    assert output == {name: tensor.numel() for name, tensor in reference.state_dict().items()}
+    assert actual == {name: tensor.numel() for name, tensor in reference.state_dict().items()}
 
 
 ADM = dict(
@@ -127,32 +126,35 @@ ADM = dict(
 
 
 @pytest.mark.parametrize("is_adm", [True, False], ids=["ADM's", "DDPM's"])
-def test_unconditional_unet_agrees(is_adm):
-    """The blocks without transformer, of diffusers' UNet2DModel, which has our names too."""
+def test_unet_without_transformers_agrees_with_diffusers(is_adm):
     torch.manual_seed(0)
-    resample, time = ("resnet", "scale_shift") if is_adm else ("conv", "default")
-    kinds = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-    kinds = kinds if is_adm else ("DownBlock2D", "UpBlock2D")
+    if is_adm:
+        resample, time_scale_shift = "resnet", "scale_shift"
+        down_block, up_block = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+    else:
+        resample, time_scale_shift = "conv", "default"
+        down_block, up_block = "DownBlock2D", "UpBlock2D"
     reference = diffusers.UNet2DModel(
         sample_size=16,
         in_channels=3,
         out_channels=6,
         block_out_channels=(32, 64),
         layers_per_block=2,
-        down_block_types=(kinds[0], "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", kinds[1]),
+        down_block_types=(down_block, "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", up_block),
         downsample_type=resample,
         upsample_type=resample,
-        resnet_time_scale_shift=time,
+        resnet_time_scale_shift=time_scale_shift,
         attention_head_dim=16,
         norm_num_groups=8,
         attn_norm_num_groups=8,
         num_class_embeds=10,
     )
-    reference = _perturbed(reference)
+    reference = _perturb(reference)
     config = ConfigDict(ADM | dict(resample=resample, time_scale_shift=is_adm))
-    result = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
-    params = convert.load("unet", result, config)
+    arrays = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    params = convert.load("unet", arrays, config)
     y = np.array([0, 9, 3, 3], np.int32)
-    their_cond = dict(class_labels=torch.from_numpy(y.astype(np.int64)))
-    _check("ADM's" if is_adm else "DDPM's", reference, config, params, y, **their_cond)
+    reference_cond = dict(class_labels=torch.from_numpy(y.astype(np.int64)))
+    name = "ADM's" if is_adm else "DDPM's"
+    _assert_agrees(name, reference, config, params, y, **reference_cond)

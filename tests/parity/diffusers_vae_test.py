@@ -1,4 +1,4 @@
-"""Our AutoencoderKL beside diffusers', on the files that it writes, with random weights."""
+"""The autoencoder against diffusers', imported from files that it writes, with random weights."""
 
 import diffusers
 import jax
@@ -22,7 +22,7 @@ FREE = dict(
 )
 
 
-def _reference(sizes):
+def _build_reference(sizes):
     torch.manual_seed(0)
     levels = len(sizes["block_out_channels"])
     reference = diffusers.AutoencoderKL(
@@ -36,7 +36,7 @@ def _reference(sizes):
     return reference.eval()
 
 
-def _nchw(array):
+def _to_nchw(array):
     return torch.from_numpy(np.moveaxis(array, -1, 1).copy())
 
 
@@ -45,25 +45,25 @@ def _nchw(array):
     [(STABLE_DIFFUSION, 64), (STABLE_DIFFUSION, 256), (FREE, 32)],
     ids=["sd-64", "sd-256", "free-32"],
 )
-def test_moments_and_decoded_pixels_agree(sizes, image_size, tmp_path):
-    reference = _reference(sizes)
+def test_moments_and_decoded_pixels_agree_with_diffusers(sizes, image_size, tmp_path):
+    reference = _build_reference(sizes)
     reference.save_pretrained(tmp_path)
-    config = convert.vae.read_config(tmp_path)
+    config = convert.vae.read_model_config(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     params = convert.load("vae", path, config)
-    output = models.build(config)
+    model = models.build(config)
     assert config.scale == reference.config.scaling_factor
     assert config.shift == (reference.config.shift_factor or 0)
 
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (1, image_size, image_size, 3)).astype(np.float32)
-    latent_size = image_size // output.factor
+    latent_size = image_size // model.factor
     z = rng.normal(0, 5, (1, latent_size, latent_size, config.latent_channels)).astype(np.float32)
     with torch.no_grad():
-        moments = reference.encode(_nchw(image)).latent_dist.parameters.numpy()
-        decoded = reference.decode(_nchw(z)).sample.numpy()
+        moments = reference.encode(_to_nchw(image)).latent_dist.parameters.numpy()
+        decoded = reference.decode(_to_nchw(z)).sample.numpy()
     for method, x, expected in (("encode", image, moments), ("decode", z, decoded)):
-        apply = jax.jit(lambda p, x, method=method: output.apply({"params": p}, x, method=method))
+        apply = jax.jit(lambda p, x, method=method: model.apply({"params": p}, x, method=method))
         actual, expected = np.asarray(apply(params, x)), np.moveaxis(expected, 1, -1)
         error = np.abs(actual - expected).max() / np.abs(expected).max()
         print(f"{method} {image_size} px: {error:.1e} of the largest value")

@@ -1,4 +1,4 @@
-"""torch-fidelity, whose torchvision is for its datasets alone and wants a torch of its own."""
+"""Imports torch-fidelity without torchvision, which needs another torch and serves its datasets."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ FUNCTIONAL = "torchvision.transforms.functional"
 
 
 class _Absent(types.ModuleType):
-    """A module of which every name is a class that does nothing."""
+    """A module in which every name is an empty class."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -18,20 +18,20 @@ class _Absent(types.ModuleType):
 
 
 def import_module(name):
-    """torch_fidelity.<name>, in the absence of torchvision."""
+    """Imports torch_fidelity.<name> with stand-ins for torchvision's modules."""
     modules = {module: _Absent(module) for module in (*ABSENT, FUNCTIONAL)}
     for module, stand_in in modules.items():
         parent, _, child = module.rpartition(".")
         if parent:
             setattr(modules[parent], child, stand_in)
-    before = {module: sys.modules.get(module) for module in modules}
+    originals = {module: sys.modules.get(module) for module in modules}
     sys.modules.update(modules)
     try:
         return importlib.import_module(f"torch_fidelity.{name}")
     finally:
-        # Other libraries ask whether there is a torchvision, and would take these for one.
-        for module, was in before.items():
-            if was is None:
+        # Other libraries look for torchvision, and would mistake the stand-ins for it.
+        for module, original in originals.items():
+            if original is None:
                 del sys.modules[module]
             else:
-                sys.modules[module] = was
+                sys.modules[module] = original

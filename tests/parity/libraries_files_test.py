@@ -1,4 +1,4 @@
-"""Every way in which diffusers and transformers save a model gives the same parameters."""
+"""Imports of one model from every file format in which diffusers and transformers save it."""
 
 import diffusers
 import jax
@@ -11,7 +11,7 @@ import transformers
 from dit_jax import convert
 from dit_jax.workdirs import checkpoint
 
-WAYS = {
+FORMATS = {
     "whole": {},
     "shards": dict(max_shard_size="20KB"),
     "bin": dict(safe_serialization=False),
@@ -51,7 +51,7 @@ def _dit():
         out_channels=8,
     )
     state = model.state_dict()
-    for name in state:  # of the embedders each block has a copy
+    for name in state:  # in a published model, every block has a copy of the embedders
         if ".norm1.emb." in name:
             state[name] = state["transformer_blocks.0." + name.split(".", 2)[2]].clone()
     model.load_state_dict(state)
@@ -74,47 +74,47 @@ MODELS = {"vae": _vae, "unet": _unet, "dit": _dit, "dinov2": _dinov2}
 
 @pytest.fixture
 def saved(monkeypatch):
-    """The parameters of every workdir that is written, instead of writing it."""
+    """A list that receives the parameters of every workdir, which is not written."""
     saved = []
     monkeypatch.setattr(checkpoint, "save_params", lambda *args: saved.append(args[2]))
     return saved
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_all_ways_of_saving_give_the_same(kind, saved, tmp_path):
+def test_all_file_formats_give_the_same_parameters(kind, saved, tmp_path):
     torch.manual_seed(0)
     model = MODELS[kind]()
     # transformers 5 writes safetensors alone.
-    ways = {n: o for n, o in WAYS.items() if kind != "dinov2" or "bin" not in n}
-    for name, options in ways.items():
+    formats = {name: o for name, o in FORMATS.items() if kind != "dinov2" or "bin" not in name}
+    for name, options in formats.items():
         if kind == "dit" and "shards" in name:
             options = options | dict(max_shard_size="20MB")
         model.save_pretrained(tmp_path / name, **options)
         suffix = "bin" if "bin" in name else "safetensors"
         weights = list((tmp_path / name).glob(f"*.{suffix}"))
         assert (len(weights) > 1) == ("shards" in name)
-        convert.to_workdir(kind, tmp_path / name, tmp_path / "ours" / name)
+        convert.to_workdir(kind, tmp_path / name, tmp_path / "workdirs" / name)
     for params in saved[1:]:
         jax.tree.map(np.testing.assert_array_equal, params, saved[0])
-    assert len(saved) == len(ways)
+    assert len(saved) == len(formats)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
-def test_wrapped_models_are_the_same(suffix, saved, tmp_path):
-    """As training code saves them: in DataParallel, compiled, as a part of another module."""
+def test_models_saved_in_wrappers_give_the_same_parameters(suffix, saved, tmp_path):
+    """Training code saves models in DataParallel, compiled, and as parts of other modules."""
     torch.manual_seed(0)
     model = _vae()
-    whole = torch.nn.Module()
-    whole.vae = torch.compile(torch.nn.DataParallel(model))
-    for name, module in (("plain", model), ("wrapped", whole)):
+    wrapper = torch.nn.Module()
+    wrapper.vae = torch.compile(torch.nn.DataParallel(model))
+    for name, module in (("plain", model), ("wrapped", wrapper)):
         model.save_pretrained(tmp_path / name)
         (tmp_path / name / "diffusion_pytorch_model.safetensors").unlink()
         path = tmp_path / name / f"diffusion_pytorch_model{suffix}"
-        state = {n: t.contiguous() for n, t in module.state_dict().items()}
+        state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
         if suffix == ".bin":
             torch.save({"state_dict": state, "epoch": 3}, path)
         else:
             safetensors.torch.save_file(state, path)
-        convert.to_workdir("vae", tmp_path / name, tmp_path / "ours" / name)
-    assert any(name.startswith("vae._orig_mod.module.") for name in state)
+        convert.to_workdir("vae", tmp_path / name, tmp_path / "workdirs" / name)
+    assert any(key.startswith("vae._orig_mod.module.") for key in state)
     jax.tree.map(np.testing.assert_array_equal, *saved)

@@ -1,4 +1,4 @@
-"""LPIPS's weights from files as torch writes them."""
+"""Import of LPIPS's weights from files that torch writes."""
 
 import jax
 import numpy as np
@@ -11,16 +11,16 @@ from dit_jax.convert import lpips, parameters
 from dit_jax.workdirs import checkpoint
 
 
-def test_both_files_become_a_workdir(tmp_path):
+def test_vgg_and_lin_files_become_a_workdir(tmp_path):
     config = ConfigDict(dict(name="lpips", dtype="float32"))
     shapes = parameters.list_published(lpips.make_table(config))
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
-    vgg = {n: t for n, t in tensors.items() if n.startswith("features")}
+    vgg = {name: tensor for name, tensor in tensors.items() if name.startswith("features")}
     vgg["classifier.0.weight"] = torch.zeros(10, 10)
     torch.save(vgg, tmp_path / "vgg16-397923af.pth")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*/vgg\.pth"):
         convert.to_workdir("lpips", tmp_path, tmp_path / "workdir")
-    lins = {n: t for n, t in tensors.items() if n.startswith("lin")}
+    lins = {name: tensor for name, tensor in tensors.items() if name.startswith("lin")}
     torch.save(lins, tmp_path / "vgg.pth")
     convert.to_workdir("lpips", tmp_path, tmp_path / "workdir")
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])

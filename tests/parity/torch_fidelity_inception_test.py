@@ -1,4 +1,4 @@
-"""Inception-2015 beside torch-fidelity's, with random weights in a file as torch writes it."""
+"""Inception-2015 against torch-fidelity's, with random weights in a file that torch writes."""
 
 from unittest import mock
 
@@ -22,7 +22,7 @@ CONFIG = ConfigDict(dict(name="inception", dtype="float32"))
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The file, with numbers that neither fade nor grow through the layers."""
+    """The weights' file, with values for which activations neither fade nor grow."""
     path = tmp_path_factory.mktemp("inception") / FILE
     torch.save({}, path)
     with mock.patch.object(Extractor, "load_state_dict"):
@@ -46,8 +46,8 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def extract(weights):
-    """extract(image [B, H, W, 3] uint8): what torch-fidelity computes, by our names."""
+def extract_with_torch(weights):
+    """extract(image [B, H, W, 3] uint8) -> torch-fidelity's outputs, by dit_jax's names."""
     extractor = Extractor("inception", ["2048", "logits_unbiased"], str(weights))
     spatial = []
     extractor.Mixed_6d.branch1x1.register_forward_hook(lambda *args: spatial.append(args[-1]))
@@ -66,8 +66,8 @@ def extract(weights):
 
 
 @pytest.fixture(scope="module")
-def output(weights, tmp_path_factory):
-    """The same function of the workdir that the file becomes."""
+def extract(weights, tmp_path_factory):
+    """extract(image) -> the outputs of dit_jax's model, imported from the same file."""
     workdir = tmp_path_factory.mktemp("runs") / "inception"
     convert.to_workdir("inception", weights, workdir)
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)), jax.devices()[:1])
@@ -75,36 +75,38 @@ def output(weights, tmp_path_factory):
     return jax.jit(lambda image: model.apply({"params": params}, image))
 
 
-def _images(size, num=2):
-    """Smooth coloured waves and a little noise, uint8."""
+def _draw_images(size, num=2):
+    """Draws uint8 images of smooth coloured waves with a little noise."""
     rng = np.random.default_rng(size)
-    at = np.arange(size) / size
+    position = np.arange(size) / size
     image = 128 + 20 * rng.standard_normal((num, size, size, 3))
     for _ in range(6):
         amplitude, phase = 20 * rng.standard_normal((2, num, 1, 1, 3))
         across, down = rng.uniform(-8, 8, (2, num, 1, 1, 1))
-        wave = across * at.reshape(1, 1, -1, 1) + down * at.reshape(1, -1, 1, 1)
+        wave = across * position.reshape(1, 1, -1, 1) + down * position.reshape(1, -1, 1, 1)
         image += amplitude * np.cos(2 * np.pi * wave + phase)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("size", [32, 256, 299])
-def test_outputs_are_torch_fidelity_s(extract, output, size):
-    image = _images(size)
-    expected, actual = extract(image), output(image)
+def test_outputs_agree_with_torch_fidelity(extract, extract_with_torch, size):
+    image = _draw_images(size)
+    expected, actual = extract_with_torch(image), extract(image)
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         error = np.abs(actual[name] - array).max() / np.abs(array).max()
-        apart = np.abs(array[0] - array[1]).max() / np.abs(array).max()
-        print(f"{name} at {size} px: {error:.2g} of the largest; the images differ by {apart:.2g}")
+        contrast = np.abs(array[0] - array[1]).max() / np.abs(array).max()
+        print(
+            f"{name} at {size} px: error {error:.2g}, between images {contrast:.2g} of the largest"
+        )
         assert actual[name].shape == array.shape
         assert error < 2e-5
-        assert apart > 0.01  # or the outputs say little of the image
+        assert contrast > 0.01  # so the outputs depend on the image
     assert 2 / 1008 < expected["probabilities"].max() < 0.5  # neither uniform nor one class
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (256, 256), (299, 299), (512, 512), (201, 333)])
-def test_resize_is_tensorflow_s(shape):
+def test_resize_agrees_with_tensorflow_s(shape):
     x = np.random.default_rng(0).integers(0, 256, (2, *shape, 3)).astype(np.float32)
     expected = tensorflow1.interpolate_bilinear_2d_like_tensorflow1x(
         torch.from_numpy(x).movedim(-1, 1), size=(299, 299), align_corners=False
@@ -117,7 +119,7 @@ def test_resize_is_tensorflow_s(shape):
 
 def test_safetensors_give_the_same_parameters(weights, tmp_path):
     state = torch.load(weights, weights_only=True)
-    arrays = {name: t.numpy() for name, t in state.items() if "num_batches" not in name}
+    arrays = {name: tensor.numpy() for name, tensor in state.items() if "num_batches" not in name}
     safetensors.numpy.save_file(arrays, tmp_path / "weights.safetensors")
     params = convert.load("inception", tmp_path / "weights.safetensors", CONFIG)
     jax.tree.map(np.testing.assert_array_equal, params, convert.load("inception", weights, CONFIG))

@@ -1,4 +1,4 @@
-"""CLIP's text transformer and tokens beside transformers', on its files, with random weights."""
+"""CLIP's text transformer and tokens against transformers', from its files, with random weights."""
 
 import json
 import random
@@ -24,7 +24,7 @@ TINY = dict(
     max_position_embeddings=20,
     hidden_act="gelu",
 )
-# Two layers of Stable Diffusion 1's, with all of its tokens, and of Stable Diffusion 2's.
+# Stable Diffusion 1's text model, but with 2 layers; below Stable Diffusion 2's with fewer tokens.
 VIT_L = dict(
     vocab_size=49408,
     hidden_size=768,
@@ -41,7 +41,7 @@ OPENCLIP_H = dict(
     num_attention_heads=16,
     hidden_act="gelu",
 )
-ODD = [
+DIFFICULT_CAPTIONS = [
     "",
     " \t\n ",
     "A photo of the CAT's\n\n  hat — 'tis theirs, they'RE 'Re I'll I'LL I\u2019ll",
@@ -59,17 +59,17 @@ ODD = [
 ]
 
 
-def _reference(kind, sizes):
-    """A text model with weights that let every part be seen in the hidden states."""
+def _build_reference(model_class, sizes):
+    """Builds a text model with weights that give every part an effect on the hidden states."""
     torch.manual_seed(0)
     end = sizes["vocab_size"] - 1
     config = transformers.CLIPTextConfig(
         **sizes, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end
     )
-    if kind is transformers.CLIPModel:
+    if model_class is transformers.CLIPModel:
         vision = dict(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, image_size=32)
         config = transformers.CLIPConfig(text_config=config.to_dict(), vision_config=vision)
-    reference = kind(config).eval()
+    reference = model_class(config).eval()
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
             noise = torch.randn_like(parameter)
@@ -83,7 +83,7 @@ def _reference(kind, sizes):
 
 
 @pytest.mark.parametrize(
-    ("kind", "sizes", "skip_layers"),
+    ("model_class", "sizes", "skip_layers"),
     [
         (transformers.CLIPTextModel, TINY, 0),
         (transformers.CLIPTextModelWithProjection, TINY, 0),
@@ -93,8 +93,8 @@ def _reference(kind, sizes):
     ],
     ids=["tiny", "tiny-projected", "tiny-whole-but-one", "vit-l", "openclip-h"],
 )
-def test_hidden_states_agree(kind, sizes, skip_layers, tmp_path):
-    reference = _reference(kind, sizes)
+def test_hidden_states_agree_with_transformers(model_class, sizes, skip_layers, tmp_path):
+    reference = _build_reference(model_class, sizes)
     reference.save_pretrained(tmp_path / "hf")
     transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES).save_pretrained(tmp_path / "hf")
     config = convert.to_workdir(
@@ -116,22 +116,22 @@ def test_hidden_states_agree(kind, sizes, skip_layers, tmp_path):
     assert error < 1e-4
 
 
-def test_file_of_torch_holds_the_same(tmp_path):
-    """As old folders have it, position_ids included."""
-    reference = _reference(transformers.CLIPTextModelWithProjection, TINY)
+def test_torch_file_gives_the_same_parameters(tmp_path):
+    """Old folders have such a file, with position_ids in it."""
+    reference = _build_reference(transformers.CLIPTextModelWithProjection, TINY)
     reference.save_pretrained(tmp_path)
     expected = convert.clip.read(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     ids = {"text_model.embeddings.position_ids": torch.arange(20)[None]}
     torch.save(reference.state_dict() | ids, tmp_path / "pytorch_model.bin")
-    config, result = convert.clip.read_config(tmp_path), convert.clip.read(tmp_path)
+    config, result = convert.clip.read_model_config(tmp_path), convert.clip.read(tmp_path)
     assert result.keys() == expected.keys() | ids.keys()
     a, b = (convert.load("clip", arrays, config) for arrays in (result, expected))
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def _random_captions():
-    """Of characters of all kinds, so that no rule is left out."""
+def _draw_captions():
+    """Draws captions with characters of all kinds, so that every rule of the tokenizer applies."""
     rng = random.Random(0)
     letters = (
         "abcthe CATS  's're'll 0123 .,!?'\u2019\"-—_()<|>/&éÉüßİﬁ猫の🐈\u200d\u0301\u00a0\n\t\x00"
@@ -141,26 +141,28 @@ def _random_captions():
     return captions + [f"cat{chr(p)}s {chr(p)}" for p in points]
 
 
-def test_padding_of_older_files_is_transformers(tmp_path):
-    """Stable Diffusion 2's: each of two files names another."""
+def test_padding_by_older_files_agrees_with_transformers(tmp_path):
+    """Stable Diffusion 2's two files name different padding tokens."""
     bpe.write(tmp_path)
-    kind = {"tokenizer_class": "CLIPTokenizer", "pad_token": text.END}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(kind))
+    config = {"tokenizer_class": "CLIPTokenizer", "pad_token": text.END}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "!"}')
     reference = transformers.CLIPTokenizer.from_pretrained(tmp_path)
     expected = reference(["the cat"], padding="max_length", max_length=20).input_ids
-    output = convert.clip.read_tokenizer(tmp_path, ConfigDict(dict(length=20, vocab_size=600)))
-    np.testing.assert_array_equal(output(["the cat"]), expected)
+    tokenizer = convert.clip.read_tokenizer(tmp_path, ConfigDict(dict(length=20, vocab_size=600)))
+    np.testing.assert_array_equal(tokenizer(["the cat"]), expected)
     assert expected[0][-1] == bpe.VOCAB["!"]
 
 
 @pytest.mark.parametrize("pad", [text.END, "!"])
-def test_tokens_are_transformers(pad, tmp_path):
+def test_tokens_agree_with_transformers(pad, tmp_path):
     reference = transformers.CLIPTokenizer(bpe.VOCAB, bpe.MERGES, pad_token=pad)
     reference.save_pretrained(tmp_path)
-    output = text.ClipTokenizer.load(tmp_path / text.FILE, 77, pad)
-    # CLIPTokenizerFast is the same class since transformers 5. Where "!" pads, theirs makes padding
-    # of a caption's too.
-    captions = [c if pad == text.END else c.replace("!", "") for c in ODD + _random_captions()]
+    tokenizer = text.ClipTokenizer.load(tmp_path / text.FILE, 77, pad)
+    # With padding "!", transformers also treats a "!" in a caption as padding. CLIPTokenizerFast is
+    # the same class since transformers 5.
+    captions = DIFFICULT_CAPTIONS + _draw_captions()
+    if pad == "!":
+        captions = [caption.replace("!", "") for caption in captions]
     expected = reference(captions, padding="max_length", truncation=True, max_length=77).input_ids
-    np.testing.assert_array_equal(output(captions), expected)
+    np.testing.assert_array_equal(tokenizer(captions), expected)

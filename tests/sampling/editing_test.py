@@ -1,4 +1,4 @@
-"""Edits keep what they are to keep, begin where they should, and end at what lies at the ends."""
+"""Edits keep the known parts, interpolations end at their ends, and inversions lead back."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from PIL import Image
 from configs import default, smoke
 from dit_jax import conditions, latents
 from dit_jax.diffusion import edits, grids, samplers, solvers
-from dit_jax.sampling import editing, generate, runs
+from dit_jax.sampling import editing, runs
 
 NORMAL = Mixture((1.0,), (0.7,), (0.5,))
 DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
@@ -25,6 +25,11 @@ DDIM = dict(sampler="ddim", steps=10, cfg_scale=1.0)
 @pytest.fixture(scope="module")
 def trained(trained_workdir):
     return runs.load(trained_workdir, settings=DDIM)
+
+
+def _draw_x_0(trained):
+    """Returns a model that draws x_0 instead of images."""
+    return dataclasses.replace(trained, to_image=lambda x_0: x_0)
 
 
 @pytest.fixture
@@ -46,8 +51,9 @@ def image():
         ("edm", "heun"),
     ],
 )
-def test_what_is_known_stays(build_process, process, sampler):
-    """Whatever the sampler; the rest is drawn from the data's distribution."""
+def test_inpainting_keeps_known_values_and_draws_the_others_from_the_data(
+    build_process, process, sampler
+):
     process = build_process(process)
     config = default.get_config().sample
     config.update(sampler=sampler, steps=40, grid="karras" if sampler == "heun" else "uniform")
@@ -80,7 +86,7 @@ def latent(vae_dir, tmp_path_factory):
 
 
 def test_latents_of_an_image_are_its_scaled_posterior_mean(latent, image):
-    """As training has them; decoded they are what the VAE reconstructs."""
+    """Decoding them gives the reconstruction of the VAE."""
     x_0 = editing.encode(latent, image)
     mean, _ = latents.posterior(jax.jit(latents.encode)(latent.vae, image))
     assert x_0.shape == (1, 4, 4, 2)
@@ -93,7 +99,7 @@ def test_latents_of_an_image_are_its_scaled_posterior_mean(latent, image):
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddim_level1"])
 def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
-    """Also where the sampler leaves noise in what it draws."""
+    """Sampler ddim_level1 leaves noise in what it draws, but not in the latents that are kept."""
     config = latent.config.copy_and_resolve_references()
     config.sample.update(sampler=sampler, grid="leading")
     latent = dataclasses.replace(latent, config=config)
@@ -101,11 +107,11 @@ def test_inpainting_keeps_the_latents_outside_the_mask(latent, image, sampler):
     mask[:, 1:3, 2:] = 1
     x_0 = editing.encode(latent, image)
     request = editing.EditRequest(conditions.from_labels([3, 5], 10), edits.Inpaint(x_0, mask))
-    drawn = editing.draw(dataclasses.replace(latent, to_image=lambda x_0: x_0), request)
-    saved = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
-    assert saved.max() < 1e-6 * np.abs(x_0).max()
-    new = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
-    assert np.median(new) > 1e-2
+    drawn = editing.draw(_draw_x_0(latent), request)
+    known_error = np.abs(drawn - x_0)[np.broadcast_to(mask == 0, drawn.shape)]
+    assert known_error.max() < 1e-6 * np.abs(x_0).max()
+    new_difference = np.abs(drawn - x_0)[np.broadcast_to(mask == 1, drawn.shape)]
+    assert np.median(new_difference) > 1e-2
     assert editing.draw(latent, request).shape == (2, 8, 8, 1)
 
 
@@ -115,22 +121,22 @@ def test_strength_is_the_share_of_the_steps():
     assert_close(grids.take_last(grid, 0.3), [0.3, 0.2, 0.1, 0.0], 1e-12)
     assert_close(grids.take_last(grid, 0.01), [0.1, 0.0], 1e-12)
     for strength in (0.0, 1.1, -0.5):
-        with pytest.raises(ValueError, match=rf"strength={strength} must lie in \(0, 1\]"):
+        with pytest.raises(ValueError, match=rf"strength={strength} must be in \(0, 1\]"):
             grids.take_last(grid, strength)
 
 
-def test_a_weaker_edit_is_nearer_to_the_image(trained, image):
+def test_edit_with_less_strength_is_nearer_to_the_image(trained, image):
     x_0 = editing.encode(trained, image)
     assert_close(x_0, image / 127.5 - 1, 1e-6)
     request, edit = conditions.from_labels([3, 3, 5], 10), edits.ImageToImage(x_0)
 
-    def distance(strength):
+    def measure_distance(strength):
         drawn = editing.draw(trained, editing.EditRequest(request, edit), 0, strength)
         assert drawn.shape == (3, 8, 8, 1)
-        assert not np.array_equal(drawn[0], drawn[1])  # other noise
+        assert not np.array_equal(drawn[0], drawn[1])  # the noise differs
         return np.abs(drawn.astype(float) - image).mean()
 
-    distances = [distance(strength) for strength in (0.1, 0.5, 1.0)]
+    distances = [measure_distance(strength) for strength in (0.1, 0.5, 1.0)]
     assert distances[0] < 15
     assert distances == sorted(distances)
     assert distances[2] > 3 * distances[0]
@@ -148,33 +154,33 @@ def test_inpainting_keeps_the_image_outside_the_mask(trained, image):
     assert difference[~known].max() > 20
 
 
-def test_interpolation_ends_at_what_sample_draws(trained):
+def test_ends_of_an_interpolation_are_images_that_sample_draws(trained):
     first, second = (conditions.from_labels(5 * [label], 10) for label in (3, 8))
-    row = editing.draw(trained, editing.interpolate(first, second, (2, 7)))
+    row = editing.draw(trained, editing.make_interpolation(first, second, (2, 7)))
     assert row.shape == (5, 8, 8, 1)
     request = conditions.from_labels([0, 0, 3, 0, 0, 0, 0, 8], 10)
-    arguments = trained.params, request, 0, trained.mesh, trained.to_image
-    drawn = generate.generate(trained.make_sample_fn(), *arguments)
-    for end, number in ((0, 2), (-1, 7)):
-        assert np.abs(row[end].astype(int) - drawn[number]).max() <= 1
+    drawn = trained.generate(request, seed=0)
+    for end, index in ((0, 2), (-1, 7)):
+        assert np.abs(row[end].astype(int) - drawn[index]).max() <= 1
     assert all(np.abs(a.astype(int) - b).max() > 2 for a, b in itertools.pairwise(row))
 
 
-def test_interpolation_between_classes_keeps_one_noise(trained):
-    """Its own in every share, in whichever place; x_0, as pixels are black or white."""
-    trained = dataclasses.replace(trained, to_image=lambda x_0: x_0)
+def test_interpolation_between_equal_images_has_their_noise(trained):
+    # Rounded pixels may hide a difference.
+    trained = _draw_x_0(trained)
     request = conditions.from_labels(3 * [3], 10)
-    row = editing.draw(trained, editing.interpolate(request, request, (2, 2)))
-    arguments = trained.params, request, 0, trained.mesh, trained.to_image
-    drawn = generate.generate(trained.make_sample_fn(), *arguments)
+    row = editing.draw(trained, editing.make_interpolation(request, request, (2, 2)))
+    drawn = trained.generate(request, seed=0)
     assert_close(row, np.broadcast_to(drawn[2], row.shape), 1e-5)
 
 
-def test_ends_of_an_interpolation(trained):
+def test_requests_for_the_ends_of_an_interpolation(trained):
     first, last = editing.parse_ends(trained, 3, labels="3,8")
     assert [first.cond.tolist(), last.cond.tolist()] == [[3] * 3, [8] * 3]
     for labels in ("", "1,2,3", "3,"):
-        with pytest.raises(ValueError, match=f"takes one or two of --labels={labels}, the ends"):
+        with pytest.raises(
+            ValueError, match=f"takes one or two values of --labels, not --labels={labels}"
+        ):
             editing.parse_ends(trained, 3, labels=labels)
     with pytest.raises(ValueError, match="--prompt=a three: this model takes --labels"):
         editing.parse_ends(trained, 3, labels="3", prompt=["a three"])
@@ -199,46 +205,37 @@ def test_predictions_are_mixed_by_the_share_of_the_second():
     assert_close(mixed[:, 0, 0, 0], [1, 2, 5], 1e-7)
 
 
-def test_inverted_noise_leads_to_the_image(trained_workdir):
-    """And for another class, elsewhere. The image is one that the model draws."""
-    trained = runs.load(trained_workdir, settings=DDIM | dict(steps=100))
+def test_inverted_noise_leads_to_the_image_only_with_its_class(trained_workdir):
+    trained = _draw_x_0(runs.load(trained_workdir, settings=DDIM | dict(steps=100)))
     request = conditions.from_labels([3], 10)
-    arguments = trained.params, request, 0, trained.mesh, lambda x_0: x_0
-    x_0 = generate.generate(trained.make_sample_fn(), *arguments)
+    x_0 = trained.generate(request, seed=0)
     x_T = editing.invert(trained, request, x_0)
-    noise = generate.generate(trained.make_sample_fn(), *arguments)
-    assert noise.shape == x_T.shape
+    assert x_T.shape == x_0.shape
 
-    def again(label):
-        edited = editing.EditRequest(conditions.from_labels([label], 10), edits.FromNoise(x_T))
-        sample = trained.make_sample_fn(edits.FromNoise)
-        return generate.generate(sample, trained.params, edited, 0, trained.mesh, lambda x: x)
+    def draw_again(label):
+        edit = edits.FromNoise(x_T)
+        request = editing.EditRequest(conditions.from_labels([label], 10), edit)
+        return editing.draw(trained, request)
 
-    assert np.abs(again(3) - x_0).mean() < 0.1 * np.abs(x_0).mean()
-    assert np.abs(again(8) - again(3)).max() > 1e-3
+    assert np.abs(draw_again(3) - x_0).mean() < 0.1 * np.abs(x_0).mean()
+    assert np.abs(draw_again(8) - draw_again(3)).max() > 1e-3
 
 
-def test_clipped_samples_are_inverted_clipped(smoke_config, tmp_path):
-    """Random weights lead far beyond pixels: without, the image drawn again is another."""
+def test_inversion_clips_x_0_if_samples_are_clipped(smoke_config, tmp_path):
+    """Random weights lead far beyond the range of pixels, so an unclipped inversion would fail."""
     workdir = conftest.save_random(tmp_path / "run", smoke_config)
     settings = DDIM | dict(steps=100, cfg_scale=1.0, clip_x_0=True)
-    trained, request = runs.load(workdir, settings=settings), conditions.from_labels([3], 10)
-    sample = trained.make_sample_fn()
-
-    def draw(request):
-        arguments = trained.params, request, 0, trained.mesh, lambda x_0: x_0
-        return generate.generate(sample, *arguments)
-
-    x_0 = draw(request)
-    sample = trained.make_sample_fn(edits.FromNoise)
-    noise = edits.FromNoise(editing.invert(trained, request, x_0))
-    again = draw(editing.EditRequest(request, noise))
-    assert np.abs(again - x_0).mean() < 0.1 * np.abs(x_0).mean()
+    trained = _draw_x_0(runs.load(workdir, settings=settings))
+    request = conditions.from_labels([3], 10)
+    x_0 = trained.generate(request, seed=0)
+    edit = edits.FromNoise(editing.invert(trained, request, x_0))
+    drawn_again = editing.draw(trained, editing.EditRequest(request, edit))
+    assert np.abs(drawn_again - x_0).mean() < 0.1 * np.abs(x_0).mean()
 
 
 def test_only_ddim_is_inverted(trained_workdir):
     trained = runs.load(trained_workdir, settings=DDIM | dict(sampler="dpmpp2m"))
-    with pytest.raises(ValueError, match=r"sampler='dpmpp2m' with eta=0.0 is not inverted; take"):
+    with pytest.raises(ValueError, match=r"sampler='dpmpp2m' with eta=0.0 cannot be inverted. Set"):
         editing.invert(trained, conditions.from_labels([3], 10), np.zeros((1, 8, 8, 1)))
 
 
@@ -247,7 +244,7 @@ def _save(path, pixels):
     return path
 
 
-def test_a_cell_of_latents_is_new_if_one_of_its_pixels_is(trained, tmp_path):
+def test_value_of_x_0_is_new_if_one_of_its_pixels_is(trained, tmp_path):
     config = trained.config.copy_and_resolve_references()
     config.model.input_size = 4
     pixels = np.zeros((8, 8))
@@ -263,7 +260,7 @@ def test_a_cell_of_latents_is_new_if_one_of_its_pixels_is(trained, tmp_path):
     [
         (np.zeros((8, 8)), "m.png is black all over the crop of 8 x 8 pixels"),
         (np.full((8, 8), 255), "m.png is white all over"),
-        (np.zeros((6, 8)), r"m.png has 8 x 6 pixels, but --image=\S+a.png 8 x 8: they must be"),
+        (np.zeros((6, 8)), r"m.png has 8 x 6 pixels, but --image=\S+a.png has 8 x 8. Give both"),
     ],
     ids=["black", "white", "another size"],
 )
@@ -273,8 +270,7 @@ def test_useless_masks_are_refused(trained, tmp_path, pixels, message):
         editing.read_mask(path, _save(tmp_path / "a.png", np.zeros((8, 8))), trained.config)
 
 
-def test_16_bits_become_8(trained, tmp_path):
-    """Of images and masks, as of the data's."""
+def test_images_and_masks_of_16_bits_become_8_bits(trained, tmp_path):
     pixels = 257 * np.arange(64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     read = editing.read_image(tmp_path / "a.png", trained.config)
@@ -288,12 +284,12 @@ def test_16_bits_become_8(trained, tmp_path):
         editing.read_image(tmp_path / "f.png", trained.config)
 
 
-def test_an_image_has_the_pixels_of_training(trained, tmp_path, caplog):
-    """Also one whose EXIF would turn it, which is said; a mask fits what the file stores."""
+def test_image_has_the_same_pixels_as_in_training(trained, tmp_path, caplog):
+    """An EXIF orientation is not applied and gives a warning. A mask fits the stored pixels."""
     path = tmp_path / "train" / "0.jpg"
     path.parent.mkdir()
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter to the right
+    exif[0x0112] = 6  # a rotation by 90 degrees
     noise = np.random.default_rng(0).integers(0, 256, (20, 31), np.uint8)
     Image.fromarray(noise).save(path, exif=exif)
     config = trained.config.copy_and_resolve_references()
@@ -315,7 +311,7 @@ def test_transparent_images_are_refused(trained, tmp_path):
     assert editing.read_image(tmp_path / "a.png", trained.config)[0, :4].max() == 0
     pixels[2, 2, 3] = 254
     Image.fromarray(pixels).save(tmp_path / "m.png")
-    with pytest.raises(ValueError, match=r"--mask=\S*m.png has transparent pixels: save"):
+    with pytest.raises(ValueError, match=r"--mask=\S*m.png has transparent pixels. Save"):
         editing.read_mask(tmp_path / "m.png", tmp_path / "a.png", trained.config)
 
 
@@ -332,31 +328,35 @@ def test_damaged_images_are_named(trained, tmp_path):
         editing.read_image(pathlib.Path("nowhere.png"), trained.config)
 
 
-def test_an_inversion_is_redrawn_as_it_was_made(run_command, smoke_config, image, tmp_path):
-    """By the command unguided, unless a flag says otherwise."""
+def test_command_inverts_and_draws_again_without_guidance(
+    run_command, smoke_config, image, tmp_path
+):
     workdir = conftest.save_random(tmp_path / "run", smoke_config, spread=0.1)
     flags = ["--workdir", workdir, "--steps", 4, "--sampler", "ddim", "--labels", "3"]
     flags += ["--image", _save(tmp_path / "a.png", image[0, ..., 0]), "--out", tmp_path / "b.png"]
     run_command("edit", "invert", *flags)
     actual = np.asarray(Image.open(tmp_path / "b.png"))[::6, 50::6, 0].astype(int)
 
-    def difference(cfg_scale):
+    def measure_difference(cfg_scale):
         trained = runs.load(workdir, settings=DDIM | dict(steps=4, cfg_scale=cfg_scale))
         request, _ = editing.parse_before_and_after(trained, labels="3")
         x_T = editing.invert(trained, request, editing.encode(trained, image))
         drawn = editing.draw(trained, editing.EditRequest(request, edits.FromNoise(x_T)))
         return np.abs(drawn[0, ..., 0] - actual).max()
 
-    assert difference(1.0) <= 1
-    assert difference(1.5) > 5  # the run's
+    assert measure_difference(1.0) <= 1
+    assert measure_difference(1.5) > 5  # the scale of the run
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({}, r"invert needs --labels, the class of the image, in 0..9: with another it comes"),
-        (dict(labels="random"), "--labels=random: invert takes one"),
-        (dict(labels="3", after=dict(labels="8,9")), "--labels_after=8,9: invert takes one"),
+        ({}, r"invert needs the class of the image, .* Set --labels to a class in 0\.\.9"),
+        (dict(labels="random"), "--labels=random: invert takes a single value"),
+        (
+            dict(labels="3", after=dict(labels="8,9")),
+            "--labels_after=8,9: invert takes a single value",
+        ),
         (
             dict(labels="3", after=dict(prompt="a cat")),
             "--prompt_after=a cat: this model takes --labels",
@@ -370,7 +370,7 @@ def test_inversions_without_one_class_are_refused(trained, flags, message):
         editing.parse_before_and_after(trained, **flags)
 
 
-def test_conditions_before_and_after(trained, captioned_workdir):
+def test_requests_before_and_after_an_inversion(trained, captioned_workdir):
     before, after = editing.parse_before_and_after(trained, {"labels": "8"}, labels="3")
     assert (before.cond.tolist(), after.cond.tolist()) == ([3], [8])
     assert editing.parse_before_and_after(trained, labels="3")[1].cond.tolist() == [3]
@@ -382,7 +382,7 @@ def test_conditions_before_and_after(trained, captioned_workdir):
     expected = conditions.build(captioned.config).request(["one", "two", "three"]).cond
     np.testing.assert_array_equal(np.concatenate(actual), expected)
     for flags, message in (
-        (dict(prompt=["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes one"),
+        (dict(prompt=["one", "two"]), r"--prompt=\['one', 'two'\]: invert takes a single value"),
         (
             dict(prompt=["one"], after={"labels": "3"}),
             r"--labels_after=3: this model takes --prompt_after",
@@ -391,19 +391,23 @@ def test_conditions_before_and_after(trained, captioned_workdir):
         with pytest.raises(ValueError, match=message):
             editing.parse_before_and_after(captioned, **flags)
     captioned = runs.load(captioned_workdir, settings=DDIM)
-    with pytest.raises(ValueError, match=r"--negative_prompt='three' is what .* cfg_scale=1"):
+    with pytest.raises(
+        ValueError, match=r"--negative_prompt='three' has no effect with cfg_scale=1"
+    ):
         editing.parse_before_and_after(captioned, prompt=["one"], negative_prompt="three")
 
 
-@pytest.mark.parametrize("numbers", [(-1, 2), (0, 2**31)])
-def test_numbers_that_no_image_has_are_refused(numbers):
+@pytest.mark.parametrize("indices", [(-1, 2), (0, 2**31)])
+def test_indices_out_of_range_are_refused(indices):
     request = conditions.from_labels([3, 3], 10)
     with pytest.raises(ValueError, match=r"--numbers=.* each be a whole number in 0\.\.21474"):
-        editing.interpolate(request, request, numbers)
+        editing.make_interpolation(request, request, indices)
 
 
 @pytest.mark.parametrize("numbers", ["0,b", "1,2,3", f"{'9' * 5000},1"])
-def test_numbers_of_no_two_images_are_refused(run_command, trained_workdir, tmp_path, numbers):
+def test_numbers_flag_that_is_not_two_numbers_is_refused(
+    run_command, trained_workdir, tmp_path, numbers
+):
     flags = ["--workdir", trained_workdir, "--out", tmp_path / "x.png", f"--numbers={numbers}"]
     error = run_command("edit", "interpolate", *flags, fails=True)
     assert "must be 2 whole numbers with commas, such as 1,2" in error
@@ -415,12 +419,11 @@ def test_picture_that_would_replace_the_image_is_refused(run_command, image, tmp
     same = tmp_path / ".." / tmp_path.name / "a.png"
     flags = ["--workdir", tmp_path, "--out", same, f"--{name}", path]
     error = run_command("edit", "inpaint", *flags, fails=True)
-    assert f"a.png is the file of --{name}, which would be lost: choose another" in error
+    assert f"a.png would overwrite the file of --{name}: choose another file." in error
 
 
 @pytest.mark.slow
-def test_the_command(run_command, trained_workdir, image, tmp_path):
-    """One edit as users ask for it, and what is refused."""
+def test_command_inpaints_or_refuses(run_command, trained_workdir, image, tmp_path):
     path, mask = tmp_path / "a.png", np.zeros((8, 8))
     _save(path, image[0, ..., 0])
     mask[2:5, 2:5] = 255

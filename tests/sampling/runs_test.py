@@ -1,5 +1,6 @@
-"""What a workdir holds, ready to draw: what goes with it, its requests, what is refused."""
+"""Loading a trained model: its guide, VAE and text encoder, its requests, and refusals."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,43 +9,39 @@ import pytest
 
 from dit_jax import conditions
 from dit_jax.data import text
-from dit_jax.sampling import generate, runs
+from dit_jax.sampling import runs
 from dit_jax.training import programs
 
 REQUEST = conditions.from_labels(np.arange(10), 10)
 
 
-def test_checkpoints_guide_each_other(workdir):
-    """The model of the last step, guided by itself of an earlier one."""
+def test_earlier_checkpoint_guides_a_later_one(workdir):
     trained = runs.load(workdir, guide_step=20, settings=dict(cfg_scale=2.0))
     assert (trained.step, trained.guide.step) == (40, 20)
-    images = generate.generate(
-        trained.make_sample_fn(), trained.params, REQUEST, 0, trained.mesh, trained.to_image
-    )
-    assert images.shape == (10, 8, 8, 1)
+    assert trained.generate(REQUEST, seed=0).shape == (10, 8, 8, 1)
 
 
-def test_guides_of_another_kind_are_refused(trained_workdir, workdir):
+def test_guides_with_another_process_are_refused(trained_workdir, workdir):
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(config.replace('"num_steps": 1000', '"num_steps": 500'))
     with pytest.raises(ValueError, match=r"a model of the same inputs.*\n  diffusion: guide"):
         runs.load(trained_workdir, guide_workdir=workdir)
 
 
-def test_clipped_samples_lie_where_pixels_do(trained_workdir):
-    """With guidance, which leads beyond."""
+def test_clipped_samples_are_in_the_range_of_pixels(trained_workdir):
+    """Guidance leads beyond this range."""
 
-    def largest(**settings):
+    def compute_largest(**settings):
         settings = dict(sampler="ddim", steps=4, cfg_scale=4.0) | settings
         trained = runs.load(trained_workdir, settings=settings)
-        arguments = trained.params, REQUEST, 0, trained.mesh, lambda x_0: x_0
-        return np.abs(generate.generate(trained.make_sample_fn(), *arguments)).max()
+        trained = dataclasses.replace(trained, to_image=lambda x_0: x_0)
+        return np.abs(trained.generate(REQUEST, seed=0)).max()
 
-    assert largest(clip_x_0=True) <= 1 + 1e-6
-    assert largest() > 1.01
+    assert compute_largest(clip_x_0=True) <= 1 + 1e-6
+    assert compute_largest() > 1.01
 
 
-def test_latents_are_not_clipped(workdir, smoke_config):
+def test_clipping_latents_is_refused(workdir, smoke_config):
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(config.replace('"pixels"', '"moments"'))
     with pytest.raises(ValueError, match=r"clip_x_0=True clips x_0 to .*='moments' has no bounds"):
@@ -56,21 +53,21 @@ def test_latents_are_not_clipped(workdir, smoke_config):
         programs.make_program(smoke_config)
 
 
-def test_text_encoders_are_of_models_that_need_one(captioned_workdir, trained_workdir, tmp_path):
-    with pytest.raises(ValueError, match=r"a model without a frozen text encoder: leave .*=x"):
+def test_text_encoder_is_refused_or_needed(captioned_workdir, trained_workdir, tmp_path):
+    with pytest.raises(ValueError, match=r"a model without a frozen text encoder. Leave .*=x"):
         runs.load(captioned_workdir, encoder_workdir="x")
     workdir = tmp_path / "context"
     shutil.copytree(captioned_workdir, workdir)
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(config.replace('"tokens"', '"context"'))
     with pytest.raises(
-        ValueError, match=r"text encoder: give .* as --text_encoder, with digest not rec"
+        ValueError, match=r"text encoder with digest not recorded. Set --text_encoder to"
     ):
         runs.load(workdir)
 
 
-def test_guides_that_read_other_captions_are_refused(captioned_workdir, tmp_path):
-    """By other words, or by another encoder where both are known."""
+def test_guides_with_other_captions_are_refused(captioned_workdir, tmp_path):
+    """Captions differ in their length, or in the digest of their encoder if both are known."""
 
     def copy(name, text_length=20, digest=""):
         shutil.copytree(captioned_workdir, tmp_path / name)
@@ -88,12 +85,12 @@ def test_guides_that_read_other_captions_are_refused(captioned_workdir, tmp_path
         runs.load(copy("other", digest="4567"), guide_workdir=guide)
 
 
-def test_settings_that_do_nothing_are_refused(trained_workdir):
-    with pytest.raises(ValueError, match=r"cfg_rescale=0\.5 does nothing with cfg_scale=1"):
+def test_settings_without_effect_are_refused(trained_workdir):
+    with pytest.raises(ValueError, match=r"cfg_rescale=0\.5 has no effect with cfg_scale=1"):
         runs.load(trained_workdir, settings=dict(cfg_scale=1.0, cfg_rescale=0.5))
 
 
-def test_converted_networks_draw_nothing(clip_dir, vae_dir):
+def test_converted_networks_that_draw_no_images_are_refused(clip_dir, vae_dir):
     with pytest.raises(ValueError, match="holds a converted 'clip' alone, which draws no images"):
         runs.load(clip_dir)
     with pytest.raises(
@@ -102,32 +99,36 @@ def test_converted_networks_draw_nothing(clip_dir, vae_dir):
         runs.load(vae_dir)
 
 
-def test_models_of_pixels_take_no_vae(workdir):
-    with pytest.raises(ValueError, match="a model without a VAE: leave out --vae=runs/vae"):
+def test_vae_is_refused_for_models_of_pixels(workdir):
+    with pytest.raises(ValueError, match=r"a model without a VAE. Leave out --vae=runs/vae"):
         runs.load(workdir, vae_workdir="runs/vae")
 
 
-def test_models_of_latents_are_refused_without_their_vae(workdir):
+def test_models_of_latents_without_a_vae_are_refused(workdir):
     config = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(
         config.replace('"source": "pixels"', '"source": "moments"')
     )
-    with pytest.raises(ValueError, match="holds a model with a VAE: give its workdir as --vae, "):
+    with pytest.raises(
+        ValueError, match=r"holds a model that needs a VAE with digest .*Set --vae to its workdir"
+    ):
         runs.load(workdir)
 
 
-def test_negative_prompts_that_nothing_heeds_are_refused(captioned_workdir, trained_workdir):
+def test_negative_prompts_without_effect_are_refused(captioned_workdir, trained_workdir):
     flags = dict(num=2, prompt=["a two"], negative_prompt="a red cat")
-    request = runs.load(captioned_workdir).request(**flags)  # the run's cfg_scale is 1.5
+    request = runs.load(captioned_workdir).make_request(**flags)  # the run's cfg_scale is 1.5
     assert request.cond.shape == request.null.shape == (2, 20)
     tokenize = text.WordTokenizer(20, 4096)
     np.testing.assert_array_equal(request.null, tokenize(["a red cat"] * 2))
     unguided = runs.load(captioned_workdir, settings=dict(cfg_scale=1.0))
-    with pytest.raises(ValueError, match=r"--negative_prompt='a red cat' is what .* cfg_scale=1"):
-        unguided.request(**flags)
-    assert len(unguided.request(**flags | dict(negative_prompt=""))) == 2
-    by_other = runs.load(captioned_workdir, guide_workdir=captioned_workdir)
-    with pytest.raises(ValueError, match=r"without a guide; here is --guide=.*captioned"):
-        by_other.request(**flags)
+    with pytest.raises(
+        ValueError, match=r"--negative_prompt='a red cat' has no effect with cfg_scale=1"
+    ):
+        unguided.make_request(**flags)
+    assert len(unguided.make_request(**flags | dict(negative_prompt=""))) == 2
+    guided = runs.load(captioned_workdir, guide_workdir=captioned_workdir)
+    with pytest.raises(ValueError, match=r"has no effect with --guide=.*captioned"):
+        guided.make_request(**flags)
     with pytest.raises(ValueError, match=r"^--negative_prompt=a red cat: this model takes"):
-        runs.load(trained_workdir).request(2, negative_prompt="a red cat")
+        runs.load(trained_workdir).make_request(2, negative_prompt="a red cat")

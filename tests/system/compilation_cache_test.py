@@ -1,4 +1,4 @@
-"""Compiled programs come from the user's own directory alone."""
+"""Compiled programs are only loaded from a directory that no other user can write into."""
 
 import warnings
 
@@ -14,17 +14,18 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_directory_is_the_user_s_alone(home):
+def test_directory_is_private(home):
     directory = compilation_cache.make_directory()
     assert directory.parent == home / "dit_jax"
     assert directory.stat().st_mode & 0o777 == 0o700
     assert compilation_cache.make_directory() == directory
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_directory_that_others_may_write_is_not_used(home, monkeypatch, caplog, which):
+@pytest.mark.parametrize("shared", ["directory", "parent"])
+def test_directory_that_others_may_write_is_not_used(home, caplog, shared):
     directory = compilation_cache.make_directory()
-    (directory, directory.parent)[which].chmod(0o777)
+    path = directory if shared == "directory" else directory.parent
+    path.chmod(0o777)
     with pytest.raises(OSError, match="others may write there"):
         compilation_cache.make_directory()
     before = jax.config.jax_compilation_cache_dir
@@ -37,7 +38,7 @@ def test_directory_that_others_may_write_is_not_used(home, monkeypatch, caplog, 
     assert "compiled programs are not kept" in caplog.text
 
 
-def test_a_link_is_not_followed(home, tmp_path):
+def test_link_instead_of_the_directory_is_refused(home, tmp_path):
     directory = compilation_cache.make_directory()
     directory.rename(tmp_path / "elsewhere")
     directory.symlink_to(tmp_path / "elsewhere")
@@ -45,7 +46,7 @@ def test_a_link_is_not_followed(home, tmp_path):
         compilation_cache.make_directory()
 
 
-def test_nothing_is_made_behind_a_link(home, tmp_path_factory):
+def test_nothing_is_written_through_a_link(home, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (home / "dit_jax").symlink_to(elsewhere)
     with pytest.raises(OSError, match="is a link"):
@@ -53,18 +54,18 @@ def test_nothing_is_made_behind_a_link(home, tmp_path_factory):
     assert not list(elsewhere.iterdir())
 
 
-def test_programs_that_cannot_be_kept_are_not_told_one_by_one(home):
-    with warnings.catch_warnings(record=True) as expected_message:
+def test_warnings_about_programs_that_cannot_be_stored_are_ignored(home):
+    with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         compilation_cache.enable()
         warnings.warn("Error writing persistent compilation cache entry for 'f'", stacklevel=1)
         warnings.warn("another", stacklevel=1)
-    assert [str(warning.message) for warning in expected_message] == ["another"]
+    assert [str(warning.message) for warning in shown] == ["another"]
 
 
-def test_the_user_s_choice_stays(home):
+def test_cache_that_the_user_has_configured_is_kept(home):
     before = jax.config.jax_compilation_cache_dir
-    assert before  # the tests' own
+    assert before  # conftest.py has configured a cache
     compilation_cache.enable()
     assert jax.config.jax_compilation_cache_dir == before
     assert not list(home.iterdir())

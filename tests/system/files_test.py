@@ -1,4 +1,4 @@
-"""Files that are whole; paths of flags; names in messages; JSON and .npz made to do harm."""
+"""Atomic writes, paths in flags, names in messages, and damaged or hostile JSON and .npz files."""
 
 import concurrent.futures
 import errno
@@ -39,7 +39,7 @@ def test_control_characters_are_escaped_and_all_other_text_is_kept(text, expecte
     shown.encode()
 
 
-def test_paths_may_be_given(tmp_path):
+def test_path_is_made_printable(tmp_path):
     assert files.printable(tmp_path / "a\x1b[2J") == f"{tmp_path}/a\\x1b[2J"
 
 
@@ -54,7 +54,7 @@ def test_a_few_of_many_names_are_shown():
 def test_json_is_read_as_it_was_written(tmp_path):
     value = {"a": [1, 2.5, None, True, "é\n"], "b": {"c": {}}, "d": float("inf"), "e": 10**4000}
     path = tmp_path / "x.json"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(value).encode())  # with a mark of its encoding
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(value).encode())  # with a byte order mark
     assert json_files.read_json(path, "a value") == value
     path.write_text("[" * 100 + "]" * 100)
     assert json_files.read_json(path, "a value")
@@ -89,7 +89,7 @@ def test_damaged_json_ends_in_one_line(tmp_path, contents, reason):
     assert "\n" not in str(error.value)
 
 
-def test_json_that_is_too_large_or_not_there(tmp_path, monkeypatch):
+def test_json_that_is_too_large_or_missing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "MAX_BYTES", 2**20)
     path = tmp_path / "x.json"
     path.write_text(" " * 2**20 + "1")
@@ -97,7 +97,7 @@ def test_json_that_is_too_large_or_not_there(tmp_path, monkeypatch):
         json_files.read_json(path, "a value")
     with pytest.raises(ValueError, match="it has more than 1 MiB"):
         json_files.parse_json(path.read_text(), "x", "a value")
-    os.truncate(path, 2**40)  # no memory holds it, so no more is read than may be
+    os.truncate(path, 2**40)  # does not fit into memory, so the test fails if all of it is read
     with pytest.raises(ValueError, match="it has more than 1 MiB"):
         json_files.read_json(path, "a value")
     assert json_files.read_bytes(path, 9) == b" " * 9
@@ -106,7 +106,7 @@ def test_json_that_is_too_large_or_not_there(tmp_path, monkeypatch):
             json_files.read_json(missing, "a value")
 
 
-def test_what_the_system_refuses_is_an_error_for_the_user(tmp_path, monkeypatch):
+def test_file_without_permission_is_an_error_for_the_user(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     path.write_text("1")
 
@@ -147,7 +147,7 @@ def test_npz_is_described_and_read(tmp_path):
 
 
 def _npy(shape, dtype="<f4", data=b"", version=b"\x01\x00"):
-    """The bytes of an .npy whose header says what one wants."""
+    """Returns the bytes of an .npy file whose header and data need not match."""
     header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}"
     size = len(header).to_bytes(2 if version[0] == 1 else 4, "little")
     return b"\x93NUMPY" + version + size + header.encode() + data
@@ -162,25 +162,25 @@ def _zip(path, members, compression=zipfile.ZIP_DEFLATED):
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (_npy((2**40,)), r"'x.npy' in it has \d+ bytes, which are not those of a float32 of shape"),
-        (_npy((10**30, 10**30)), r"which are not those of a float32 of shape \(1000000"),
-        (_npy((-2, -3), data=b"0" * 24), r"not those of a float32 of shape \(-2, -3\)"),
-        (_npy((-1,), data=b""), r"not those of a float32 of shape \(-1,\)"),
-        (_npy((10**15,), "|V0"), "not those of a"),
-        (_npy((2,), data=b"0" * 9), "not those of a float32"),
+        (_npy((2**40,)), r"'x.npy' in it has \d+ bytes, which do not match a float32 of shape"),
+        (_npy((10**30, 10**30)), r"which do not match a float32 of shape \(1000000"),
+        (_npy((-2, -3), data=b"0" * 24), r"not match a float32 of shape \(-2, -3\)"),
+        (_npy((-1,), data=b""), r"not match a float32 of shape \(-1,\)"),
+        (_npy((10**15,), "|V0"), "not match a"),
+        (_npy((2,), data=b"0" * 9), "not match a float32"),
         (_npy((1,), "|O", b"cos\nsystem\n."), "holds Python objects, which could run code"),
         (_npy((1,), [("a", "|O")], b"N."), "holds Python objects, which could run code"),
         (
             _npy("(" * 2000),
-            "TokenError|Cannot parse header|header that is no header",
+            "TokenError|Cannot parse header|invalid header",
         ),
-        (_npy("-" * 9000 + "1"), "header that is no header|Cannot parse|shape is not valid"),
+        (_npy("-" * 9000 + "1"), "invalid header|Cannot parse|shape is not valid"),
         (_npy((1,), data=b"1234", version=b"\x09\x00"), r"version \(9, 0\)"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{" + b" " * 10**6, "EOF: reading array header"),
         (b"no array", "magic string is not correct"),
     ],
 )
-def test_npz_that_is_made_to_do_harm_is_refused(tmp_path, member, message):
+def test_hostile_npz_is_refused(tmp_path, member, message):
     path = tmp_path / "x.npz"
     _zip(path, [("y.npy", _npy((1,), data=b"1234")), ("x.npy", member)])
     for read in (npz_files.describe_npz, npz_files.read_npz):
@@ -206,13 +206,13 @@ def test_archives_that_numpy_does_not_write_are_refused(tmp_path, members, compr
         npz_files.read_npz(tmp_path / "x.npz")
 
 
-def test_archive_of_zeros_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+def test_compressed_zeros_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     np.savez_compressed(path, zeros=np.zeros(2**25, np.uint8), ones=np.ones(9))
     assert npz_files.read_npz(path)["zeros"].shape == (2**25,)  # 1 GiB is always allowed
     monkeypatch.setattr(npz_files, "FREE_BYTES", 2**20)
     with pytest.raises(
-        ValueError, match=r"would take 33,554,504 bytes, but the file has 3\d,\d+: "
+        ValueError, match=r"would take 33,554,504 bytes, but the file has 3\d,\d+ bytes\. "
     ):
         npz_files.read_npz(path)
     assert npz_files.read_npz(path, ["ones"])["ones"].sum() == 9
@@ -221,7 +221,7 @@ def test_archive_of_zeros_is_refused_before_it_fills_the_memory(tmp_path, monkey
     assert npz_files.read_npz(path)["zeros"].shape == (2**25,)
 
 
-def test_flipped_bit_in_an_npz_is_seen(tmp_path):
+def test_flipped_bit_in_an_npz_is_noticed(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, a=np.zeros(10_000, np.float32))
     contents = bytearray(path.read_bytes())
@@ -232,7 +232,7 @@ def test_flipped_bit_in_an_npz_is_seen(tmp_path):
         npz_files.read_npz(path)
 
 
-def test_json_lines_without_the_one_that_was_cut(tmp_path, caplog):
+def test_last_json_line_that_was_cut_is_skipped(tmp_path, caplog):
     path = tmp_path / "a.jsonl"
     assert json_files.read_json_lines(path) == []
     path.write_bytes(b'{"a": 1}\n\n{"a": "\xe2\x80\xa8"}\n{"a": 3')
@@ -240,8 +240,7 @@ def test_json_lines_without_the_one_that_was_cut(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_json_lines_are_read_one_after_another(tmp_path, monkeypatch, caplog):
-    """A line that is too long is as damaged as another, and the next one begins behind it."""
+def test_json_line_that_is_too_long_is_skipped_and_the_next_is_read(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(json_files, "MAX_BYTES", 20)
     path = tmp_path / "a.jsonl"
     rows = [{"a": "x" * size} for size in (11, 12, 13, 32, 33, 34, 1000)]  # of size + 9 bytes
@@ -249,20 +248,20 @@ def test_json_lines_are_read_one_after_another(tmp_path, monkeypatch, caplog):
     assert json_files.read_json_lines(path) == [rows[0], *[{}] * len(rows)]
     assert "13 damaged lines of" in caplog.text
     assert "the first is line 3." in caplog.text
-    path.write_bytes(b"{}\n" + b"x" * 41)  # that a kill has cut
+    path.write_bytes(b"{}\n" + b"x" * 41)  # a last line that a kill has cut
     caplog.clear()
     assert json_files.read_json_lines(path) == [{}]
     assert not caplog.records
 
 
-def test_json_lines_that_are_too_many_are_refused(tmp_path, monkeypatch):
+def test_too_many_json_lines_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "MAX_LINES_BYTES", 2**20)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n" * 2**10 + b"x\n" * 2**10 + b"{}\n" * 2**14)
-    assert len(json_files.read_json_lines(path)) == 2**14  # what is left out does not count
+    assert len(json_files.read_json_lines(path)) == 2**14  # skipped lines do not count
     with path.open("ab") as file:
         file.write(b"{}\n")
-    with pytest.raises(ValueError, match=r"a\.jsonl has more than 1 MiB of .*; line 18433 goes"):
+    with pytest.raises(ValueError, match=r"a\.jsonl has more than 1 MiB .*: line 18433 exceeds"):
         json_files.read_json_lines(path)
 
 
@@ -277,15 +276,15 @@ def test_home_directories_are_expanded(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gs://bucket/x", "latents.vae=gs://bucket/x: remote paths are not read or written yet"),
+        ("gs://bucket/x", "latents.vae=gs://bucket/x: remote paths are not supported"),
         ("s3://x", "remote paths"),
         ("file:///x", "remote paths"),
         ("", "latents.vae is empty"),
         ("a\0b", r"latents.vae=a\\x00b has a NUL character"),
-        ("~no-such-user/x", "~no-such-user has no home directory; write ./~no-such-user/x"),
+        ("~no-such-user/x", r"~no-such-user has no home directory\. .* write ./~no-such-user/x"),
     ],
 )
-def test_texts_that_are_no_local_path_are_refused(text, message):
+def test_text_that_is_no_local_path_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         files.to_path(text, "latents.vae")
 
@@ -299,7 +298,7 @@ def test_full_disk_names_the_file_and_leaves_no_temporary(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_text_is_there_whole_or_not_at_all(tmp_path):
+def test_interrupted_write_keeps_the_old_contents(tmp_path):
     path = tmp_path / "a.json"
     files.replace_text(path, json.dumps([1]))
 
@@ -313,7 +312,7 @@ def test_text_is_there_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_file_in_a_directory_that_went_away_is_said(tmp_path):
+def test_write_into_a_lost_directory_is_refused(tmp_path):
     (run := tmp_path / "run").mkdir()
 
     def write(file):
@@ -328,7 +327,7 @@ def test_file_in_a_directory_that_went_away_is_said(tmp_path):
 
 
 def test_commands_that_replace_one_file_wait_for_each_other(tmp_path):
-    """Neither writes into what the other writes, nor removes it; the last one's file stays."""
+    """No command writes to the temporary file of another, or removes it; the last file stays."""
     path, begun, go = tmp_path / "x.bin", threading.Event(), threading.Event()
 
     def slowly(file):
@@ -354,8 +353,8 @@ def test_commands_that_replace_one_file_wait_for_each_other(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
 
 
-def test_contents_are_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
-    """Else a power cut could leave an empty file in place of the one before."""
+def test_contents_are_on_the_disk_before_the_file_is_renamed(tmp_path, monkeypatch):
+    """Otherwise a power cut could leave an empty file in place of the old one."""
     path, calls, fsync, replace = tmp_path / "x.bin", [], os.fsync, os.replace
 
     def record(name, call, *arguments):
@@ -369,13 +368,13 @@ def test_contents_are_on_the_disk_before_the_file_has_its_name(tmp_path, monkeyp
     assert path.read_bytes() == b"whole"
 
 
-def test_what_a_killed_command_left_is_written_over(tmp_path):
-    (tmp_path / "x.bin.tmp").write_bytes(b"longer than what comes")
+def test_temporary_file_of_a_killed_command_is_overwritten(tmp_path):
+    (tmp_path / "x.bin.tmp").write_bytes(b"longer than the new contents")
     files.replace(tmp_path / "x.bin", lambda file: file.write(b"whole"))
     assert (tmp_path / "x.bin").read_bytes() == b"whole"
 
 
-def test_directory_that_another_command_removes_is_no_error(tmp_path, monkeypatch):
+def test_directory_that_another_command_removes_meanwhile_is_skipped(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     plain = os.scandir
 
@@ -390,8 +389,17 @@ def test_directory_that_another_command_removes_is_no_error(tmp_path, monkeypatc
     files.check_tree(tmp_path)
 
 
+def test_tree_with_a_pipe_in_any_folder_is_refused(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "cycle").symlink_to(tmp_path)
+    files.check_tree(tmp_path)  # ends, although the links form a cycle
+    os.mkfifo(tmp_path / "a" / "b" / "pipe")
+    with pytest.raises(OSError, match="/a/b/pipe is no file, but a pipe, socket or device"):
+        files.check_tree(tmp_path)
+
+
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, IsADirectoryError])
-def test_file_that_the_system_refuses_is_an_error_for_the_user(tmp_path, error):
+def test_error_of_the_system_is_an_error_for_the_user(tmp_path, error):
     def read(path):
         raise error(1, "as the system says", str(path))
 

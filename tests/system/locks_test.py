@@ -1,4 +1,4 @@
-"""Locks: one owner at a time, none after its process, and a lost one is noticed."""
+"""A lock has one holder at a time, ends with its process, and a lost lock is noticed."""
 
 import contextlib
 import fcntl
@@ -22,7 +22,7 @@ def path(tmp_path):
 
 
 def _start_holder(path):
-    """A process that holds the lock."""
+    """Starts a process that holds the lock."""
     code = (
         "import pathlib, sys, time; from dit_jax.system import locks\n"
         "with locks.hold(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -34,7 +34,7 @@ def _start_holder(path):
     return process
 
 
-def test_second_holder_is_refused_and_told_who_holds_it(path):
+def test_second_holder_is_refused_with_a_description_of_the_first(path):
     with locks.hold(path):
         assert locks.is_held(path)
         with (
@@ -42,7 +42,7 @@ def test_second_holder_is_refused_and_told_who_holds_it(path):
             locks.hold(path),
         ):
             pytest.fail("held twice")
-        assert locks.is_held(path)  # the refused one has not released it
+        assert locks.is_held(path)  # the refused process has not released it
     assert not path.exists()
     assert not locks.is_held(path)
     with locks.hold(path):
@@ -60,7 +60,7 @@ def test_lock_of_a_dead_process_does_not_block(path):
         assert locks.is_held(path)
 
 
-def test_waits_for_the_holder_to_end(path, caplog):
+def test_wait_ends_with_the_holder(path, caplog):
     process = _start_holder(path)
     subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {process.pid}"])
     began = time.monotonic()
@@ -70,32 +70,36 @@ def test_waits_for_the_holder_to_end(path, caplog):
     assert f"waiting for another command: process {process.pid}" in caplog.text
 
 
-def test_who_looks_at_a_lock_hinders_no_holder_and_sees_none(path):
-    """Two processes look again and again while this one holds the lock a thousand times."""
+def test_testing_a_lock_does_not_prevent_holding_it(path):
+    """Two processes test the lock all the time, while this process holds it a thousand times."""
     code = (
-        "import pathlib, sys; from dit_jax.system import locks\nprint('looks', flush=True)\n"
+        "import pathlib, sys; from dit_jax.system import locks\nprint('testing', flush=True)\n"
         "while True: locks.is_held(pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, path]
-    lookers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    testers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
     try:
-        for process in lookers:
-            assert process.stdout.readline() == b"looks\n"
+        for process in testers:
+            assert process.stdout.readline() == b"testing\n"
         for _ in range(1000):
             with locks.hold(path):
                 assert locks.is_held(path)
     finally:
-        for process in lookers:
+        for process in testers:
             process.kill()
             process.communicate()
-    path.touch()  # as a killed holder leaves it
-    with path.open() as looks:
-        fcntl.flock(looks, fcntl.LOCK_SH)
+
+
+def test_shared_lock_of_a_tester_does_not_count_as_held(path):
+    path.parent.mkdir()
+    path.touch()
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
         assert not locks.is_held(path)
 
 
-def test_who_opened_a_lock_before_it_was_removed_does_not_hold_it(path, monkeypatch):
-    """Its file is no longer the one that the next process will lock."""
+def test_lock_file_that_is_removed_before_it_is_locked_is_opened_again(path, monkeypatch):
+    """The next process would lock a new file at the path."""
     plain, removed = locks._try_lock, []
 
     def try_lock(file):
@@ -122,18 +126,17 @@ def test_lost_lock_and_vanished_directory_are_noticed(path):
         with pytest.raises(OSError, match=r"run is gone: it was removed or moved"):
             lock.check()
         assert not path.parent.exists()
-        path.parent.mkdir()  # by whoever had something to write into it still
+        path.parent.mkdir()  # another command may recreate the directory
         path.touch()
         with pytest.raises(OSError, match=r"run is gone: it was removed or moved"):
             lock.check()
 
 
-def test_lock_that_another_command_has_taken_over_stays_its_own(path):
-    """Its file was removed and made anew; who lost it must not remove that one."""
-    with contextlib.ExitStack() as others:
+def test_lost_lock_does_not_remove_the_lock_of_another_command(path):
+    with contextlib.ExitStack() as other_command:
         with locks.hold(path):
             path.unlink()
-            lock = others.enter_context(locks.hold(path))
+            lock = other_command.enter_context(locks.hold(path))
         lock.check()
         assert locks.is_held(path)
         with pytest.raises(OSError, match="writes into it"), locks.hold(path):
@@ -141,7 +144,7 @@ def test_lock_that_another_command_has_taken_over_stays_its_own(path):
     assert not path.exists()
 
 
-def test_what_cannot_be_written_into_a_vanished_directory_says_that_it_vanished(path):
+def test_error_in_a_vanished_directory_becomes_a_lost_error(path):
     def fail(message):
         with locks.hold(path):
             if message == "cannot write a checkpoint":
@@ -156,9 +159,9 @@ def test_what_cannot_be_written_into_a_vanished_directory_says_that_it_vanished(
     assert not isinstance(error.value, files.LostError)
 
 
-def test_file_system_without_locks_is_said(path, monkeypatch, caplog):
+def test_file_system_without_locks_is_a_warning(path, monkeypatch, caplog):
     def flock(*_):
-        raise OSError(locks.UNSUPPORTED[0], "No locks available")
+        raise OSError(locks.UNSUPPORTED_ERRNOS[0], "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", flock)
     with locks.hold(path) as lock:
@@ -166,26 +169,25 @@ def test_file_system_without_locks_is_said(path, monkeypatch, caplog):
         path.parent.rename(path.parent.with_name("moved"))
         with pytest.raises(files.LostError, match=r"run is gone: it was removed or moved"):
             lock.check()
-    assert "cannot be locked (No locks available): see that no other command" in caplog.text
+    assert "cannot be locked (No locks available): make sure that no other command" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
-def test_file_instead_of_a_directory_is_said(tmp_path, name):
+def test_file_instead_of_a_directory_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="a file: choose another"), locks.hold(tmp_path / name / "l"):
         pytest.fail("held")
 
 
 @pytest.mark.parametrize("contents", [b"\xff{", b"[" * 10**5, b"9" * 10**5, b"[]"])
-def test_damaged_lock_file_names_no_holder(path, contents):
+def test_damaged_lock_file_is_refused_without_a_description_of_the_holder(path, contents):
     with locks.hold(path):
         path.write_bytes(contents)
         with pytest.raises(OSError, match="another command writes into it"), locks.hold(path):
             pytest.fail("held twice")
 
 
-def test_no_command_writes_into_the_workdir_of_a_run(workdir, smoke_config):
-    """Nothing there changes while another command holds it."""
+def test_commands_write_nothing_into_a_workdir_that_another_command_holds(workdir, smoke_config):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     smoke_config.total_steps = 50
     with locks.hold(workdir / workdirs.LOCK):
@@ -201,12 +203,12 @@ def test_no_command_writes_into_the_workdir_of_a_run(workdir, smoke_config):
 
 
 def test_training_stops_when_its_workdir_vanishes(smoke_config, tmp_path, monkeypatch):
-    """It does not make the directory anew, without what was in it."""
+    """Otherwise it would recreate the directory without the earlier files."""
     run, plain = tmp_path / "run", train.metric_log.MetricWriter.scalars
 
     def scalars(self, step, values):
         plain(self, step, values)
-        if not (tmp_path / "moved").exists():  # moved a second time, it would hide a new one
+        if not (tmp_path / "moved").exists():  # a second rename would hide a recreated directory
             run.rename(tmp_path / "moved")
 
     monkeypatch.setattr(train.metric_log.MetricWriter, "scalars", scalars)
@@ -219,10 +221,8 @@ def test_training_stops_when_its_workdir_vanishes(smoke_config, tmp_path, monkey
     "write",
     ["checkpoint", *(pytest.param(w, marks=pytest.mark.slow) for w in ("log", "eval", "sample"))],
 )
-def test_training_whose_lock_is_lost_writes_nothing_more(
-    smoke_config, tmp_path, monkeypatch, write
-):
-    """Another command may train there by then."""
+def test_training_writes_nothing_after_its_lock_is_lost(smoke_config, tmp_path, monkeypatch, write):
+    """Another command may train there meanwhile."""
     due = {f"{name}_every_steps": 100 for name in ("log", "sample", "eval", "checkpoint")}
     smoke_config.update({**due, f"{write}_every_steps": 2, "checkpoint_best_metric": "eval_loss"})
     plain = train.loader.TrainIterator.__next__

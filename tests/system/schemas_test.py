@@ -1,4 +1,4 @@
-"""Which values of damaged or strange JSON files pass for what."""
+"""Which JSON values pass the checks of a schema."""
 
 import pytest
 
@@ -41,7 +41,7 @@ VALUES = [
         (schemas.object_of({}), [{}, {"a": 1}, {"a": {}}]),
         (schemas.object_of({"a": schemas.is_count}), [{"a": 1}]),
         (schemas.object_of({"a": schemas.is_count}, optional_keys=["a"]), [{}, {"a": 1}]),
-        (schemas.object_of({}, others=schemas.is_setting), [{}, {"a": 1}]),
+        (schemas.object_of({}, check_unknown=schemas.is_setting), [{}, {"a": 1}]),
     ],
 )
 def test_only_values_of_the_schema_pass(check, passing):
@@ -49,7 +49,7 @@ def test_only_values_of_the_schema_pass(check, passing):
     assert list(map(repr, passed)) == list(map(repr, passing))
 
 
-def test_wrong_keys_are_named():
+def test_keys_with_wrong_values_and_missing_keys_are_listed():
     schema = {"a": schemas.is_string, "b": schemas.is_string, "c": schemas.is_string}
-    assert schemas.invalid_keys({"a": "x", "b": 3}, schema) == ["b", "c"]
-    assert schemas.invalid_keys({"a": "x", "b": 3}, schema, optional_keys=["b", "c"]) == ["b"]
+    assert schemas.list_invalid_keys({"a": "x", "b": 3}, schema) == ["b", "c"]
+    assert schemas.list_invalid_keys({"a": "x", "b": 3}, schema, optional_keys=["b", "c"]) == ["b"]

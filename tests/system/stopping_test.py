@@ -1,4 +1,4 @@
-"""Signals: the first ends in order, a second Ctrl-C at once; worker processes see none."""
+"""The first signal ends a process in order, a second Ctrl-C at once; workers get no signals."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ BOTH = [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """The handlers of this process, as they were."""
+    """Yields the signal handlers of this process, and restores them."""
     before = {number: signal.getsignal(number) for number in BOTH}
     yield before
     for number, handler in before.items():
@@ -25,50 +25,50 @@ def handlers():
 
 
 def _wait(seconds=5.0, until=lambda: False):
-    """Lets handlers and the thread run."""
+    """Waits, so that signal handlers and the thread can run."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not until():
         time.sleep(0.01)
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_loop_goes_on_until_it_looks(number, handlers, capfd):
+def test_deferred_signal_only_sets_received(number, handlers, capfd):
     called = []
     with stopping.Deferring("ending this step.", at_first=lambda: called.append(1)) as signals:
         assert signals.received is None
-        for _ in range(3):  # as schedulers do
+        for _ in range(3):  # as schedulers repeat SIGTERM
             os.kill(os.getpid(), number if not signals.received else signal.SIGTERM)
             _wait(until=lambda: called)
         assert signals.received == number
     assert called == [1]
     assert {number: signal.getsignal(number) for number in BOTH} == handlers
-    again = " Ctrl-C again ends at once." if number == signal.SIGINT else ""
-    assert capfd.readouterr().err == f"{stopping.NAMES[number]}: ending this step.{again}\n"
+    hint = " Ctrl-C again ends at once." if number == signal.SIGINT else ""
+    assert capfd.readouterr().err == f"{stopping.NAMES[number]}: ending this step.{hint}\n"
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_command_is_left_where_it_is_and_its_temporaries_go(number, capfd):
-    tidied = []
+def test_raised_signal_ends_a_command_after_its_finally_blocks(number, capfd):
+    cleaned_up = []
 
     def work():
         try:
             os.kill(os.getpid(), number)
             time.sleep(60)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)  # more of them do not break in
+            os.kill(os.getpid(), signal.SIGTERM)  # must not interrupt this block
             time.sleep(0.05)
-            tidied.append(1)
+            cleaned_up.append(1)
 
     with pytest.raises(stopping.Stopped) as stopped, stopping.Raising():
         work()
-    assert tidied == [1]
+    assert cleaned_up == [1]
     assert (stopped.value.number, stopped.value.status) == (number, 128 + number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # until the process is gone
-    assert capfd.readouterr().err == ""  # it ended before there was anything to say
+    assert capfd.readouterr().err == ""  # it ended before NOTICE_SECONDS
 
 
-def test_a_command_that_does_not_end_soon_says_that_it_will(monkeypatch, capfd):
-    monkeypatch.setattr(stopping.Raising, "patience", 0.05)
+def test_command_that_ends_slowly_prints_a_notice(monkeypatch, capfd):
+    monkeypatch.setattr(stopping.Raising, "notice_seconds", 0.05)
 
     def work():
         try:
@@ -83,8 +83,8 @@ def test_a_command_that_does_not_end_soon_says_that_it_will(monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_signal_that_comes_while_an_object_goes_is_not_lost(number):
-    """Python drops what is raised there."""
+def test_signal_during_a_finalizer_is_not_lost(number):
+    """Python drops exceptions that `__del__` raises."""
 
     class Closing:
         def __del__(self):
@@ -100,7 +100,7 @@ def test_a_signal_that_comes_while_an_object_goes_is_not_lost(number):
     assert stopped.value.number == number
 
 
-def test_handlers_of_a_loop_in_a_command_are_the_loop_s():
+def test_inner_context_receives_the_signals():
     with stopping.Raising() as outer:
         with stopping.Deferring("ending this step.") as inner:
             os.kill(os.getpid(), signal.SIGINT)
@@ -111,13 +111,13 @@ def test_handlers_of_a_loop_in_a_command_are_the_loop_s():
         _wait(0.05)
 
 
-def test_ctrl_c_that_the_shell_has_switched_off_stays_off():
+def test_ctrl_c_that_the_shell_has_ignored_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with stopping.Deferring("ending."):
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-def test_other_threads_leave_signals_alone(handlers):
+def test_other_threads_do_not_set_handlers(handlers):
     def check():
         with stopping.Deferring("ending.") as signals:
             assert {number: signal.getsignal(number) for number in BOTH} == handlers
@@ -131,7 +131,7 @@ def test_other_threads_leave_signals_alone(handlers):
 
 
 def _run(code, *numbers):
-    """A process of its own that gets signals, one after each line that it prints."""
+    """Runs code in a new process, and sends it a signal after each line that it prints."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code],
         stdout=subprocess.PIPE,
@@ -146,7 +146,7 @@ def _run(code, *numbers):
     return process.returncode, "".join(lines) + out, err
 
 
-HELD = """
+COMPILING = """
 import hashlib, time
 from dit_jax.system import stopping
 with stopping.Deferring("ending this step.", at_end=lambda: print("at end")) as signals:
@@ -154,13 +154,13 @@ with stopping.Deferring("ending this step.", at_end=lambda: print("at end")) as 
     while not signals.received:
         time.sleep(0.01)
     print("compiling")
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # as XLA does: no handler of Python runs
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # as in XLA, no handler of Python runs
 print("not reached")
 """
 
 
 def test_second_ctrl_c_ends_the_process_while_it_compiles():
-    status, out, err = _run(HELD, signal.SIGINT, signal.SIGINT)
+    status, out, err = _run(COMPILING, signal.SIGINT, signal.SIGINT)
     assert status == 130
     assert "at end" in out
     assert "not reached" not in out
@@ -193,17 +193,17 @@ def test_second_ctrl_c_ends_worker_processes_too():
     assert (status, out) == (130, "begun\nending\n")
 
 
-def _ignoring(queue):
-    queue.put([signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())])
+def _report_whether_blocked(queue):
+    queue.put(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
-def test_processes_that_are_started_while_blocked_see_no_ctrl_c():
+def test_process_that_is_started_while_signals_are_blocked_gets_no_ctrl_c():
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     with stopping.block_signals():
-        process = context.Process(target=_ignoring, args=(queue,))
+        process = context.Process(target=_report_whether_blocked, args=(queue,))
         process.start()
-    assert queue.get(timeout=60) == [True]
+    assert queue.get(timeout=60) is True
     process.join()
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(BOTH)
 
@@ -223,7 +223,7 @@ time.sleep(60)
 """
 
 
-def test_worker_ends_with_the_process_that_it_works_for():
+def test_worker_ends_with_its_parent():
     status, out, _ = _run(PARENT, signal.SIGKILL)
     assert status == -signal.SIGKILL
     worker = int(out)
@@ -233,7 +233,7 @@ def test_worker_ends_with_the_process_that_it_works_for():
             os.kill(worker, 0)
         except ProcessLookupError:
             return True
-        with open(f"/proc/{worker}/stat") as file:  # nobody waits for it here
+        with open(f"/proc/{worker}/stat") as file:  # Z: ended, but no process has waited for it
             return file.read().rpartition(")")[2].split()[0] == "Z"
 
     _wait(20, ended)

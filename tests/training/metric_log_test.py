@@ -11,7 +11,6 @@ from helpers.close import assert_trees_close
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from dit_jax.evaluation import image_progress
 from dit_jax.system import files
 from dit_jax.training import metric_log
 from dit_jax.workdirs import metric_lines
@@ -71,7 +70,7 @@ def test_values_after_a_loss_of_the_file_are_written(tmp_path, caplog, name, rep
     assert [line["step"] for line in _lines(tmp_path)] == ([10] if saved else []) + [20, 30]
     assert len(list((tmp_path / "tensorboard").iterdir())) >= 1
     assert [record.message for record in caplog.records] == [
-        f"{tmp_path / name} was removed or replaced: what follows is in a new one"
+        f"{tmp_path / name} was removed or replaced: the next values go to a new one"
     ]
 
 
@@ -215,14 +214,3 @@ def test_full_disk_is_an_error_at_once(tmp_path):
             write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_progress_of_images_is_logged_where_there_is_no_terminal(monkeypatch, caplog):
-    clock = iter([100.0, 110.0, 130.0, 165.0])
-    monkeypatch.setattr(metric_log.time, "monotonic", lambda: next(clock))
-    caplog.set_level("INFO", "dit_jax")
-    with image_progress.ImageProgress(1000, 100, bar=False) as progress:
-        for _ in range(4):
-            progress.update(65)
-    # After the first, of 165: 195 images in 65 s; 640 are left.
-    assert caplog.messages == ["samples 360/1000  3 img/s  03:33 left"]

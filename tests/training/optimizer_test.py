@@ -65,15 +65,15 @@ def test_ema_follows_each_step_from_the_initial_weights():
     [
         (dict(name="adam"), "unknown optim.name='adam'; choose one of adamw"),
         (dict(schedule="linear"), "schedule='linear'; choose one of constant, cosine"),
-        (dict(warmup_steps=100), "warmup_steps=100 must lie in"),
+        (dict(warmup_steps=100), "warmup_steps=100 must be in"),
         (dict(learning_rate=0.0), "optim.learning_rate=0.0 must be a number in"),
         (dict(learning_rate=1e30), "optim.learning_rate=1e[+]30 must be .* 100"),
         (dict(learning_rate=0.5, weight_decay=2.0), "0.5 times .*=2.0 must be below 1: .* share"),
-        (dict(eps=0.0), "optim.eps=0 makes NaN of what has no gradient at first"),
+        (dict(eps=0.0), "optim.eps=0 gives NaN for parameters without a gradient"),
         (dict(grad_clip_norm=-1.0), "grad_clip_norm=-1.0"),
         (dict(ema_decay=1.0), "ema_decay=1.0"),
         (dict(mup_base_width=-64), "optim.mup_base_width=-64 must be"),
-        (dict(mup_base_width=64), "mup_base_width=64 .* model.hidden_size, which this model has"),
+        (dict(mup_base_width=64), "mup_base_width=64 .* model.hidden_size, a key that this model"),
     ],
     ids=str,
 )
@@ -131,11 +131,11 @@ def test_matrices_whose_input_grows_learn_slower_in_wider_models():
     assert factors == {path: 0.25 if grows else 1.0 for path, grows in GROWS.items()}
 
 
-@pytest.mark.parametrize("condition", conditioning.CONDITIONS)
+@pytest.mark.parametrize("condition", conditioning.KINDS)
 def test_factors_are_of_the_kernels_whose_first_axis_grows(condition):
     """The first of an application: that of the stack of blocks comes before it."""
     narrow, wide = (_by_path(_shapes(size, condition)) for size in (32, 64))
-    assert ("context_embedder/kernel" in narrow) == (condition != "label")
+    assert ("context_embedder/kernel" in narrow) == conditioning.KINDS[condition].is_sequence
     for path, factor in _by_path(optimizer.width_factors(_shapes(32, condition), 0.25)).items():
         axis = path.startswith("blocks/")
         grows = path.endswith("kernel") and wide[path].shape[axis] > narrow[path].shape[axis]
@@ -194,7 +194,7 @@ def test_state_is_that_of_a_run_without_it(smoke_config, grad_clip_norm):
 def test_a_vae_has_no_width():
     config = default.get_config("vae")
     config.optim.mup_base_width = 64
-    with pytest.raises(ValueError, match="which this model has not; set it to 0"):
+    with pytest.raises(ValueError, match="a key that this model lacks"):
         programs.make_program(config)
 
 

@@ -14,7 +14,7 @@ from configs import vae_digits
 from dit_jax import conditions, latents, sharding, train, workdirs
 from dit_jax.data import loader
 from dit_jax.latents import store
-from dit_jax.training import frozen_networks, initial_state, programs
+from dit_jax.training import initial_state, programs, tasks
 from dit_jax.workdirs import checkpoint
 
 
@@ -40,7 +40,7 @@ def vae_workdir(digits_dir, tmp_path_factory):
 
 def test_summaries_say_what_a_model_is_told(smoke_config, captioned_config):
     def summary(config):
-        return programs.make_program(config, jax.devices()[:1]).task.summary()
+        return programs.make_program(config, jax.devices()[:1]).task.describe_model()
 
     assert ", dit of labels, 16 tokens, adaLN-Zero blocks" in summary(smoke_config)
     description = "captions, by an encoder that is trained along"
@@ -118,7 +118,7 @@ def _two_steps(config, devices=None):
             state,
             sharding.put_batch(program.mesh, batch),
             jax.random.key(0),
-            frozen_networks.Frozen(),
+            tasks.Frozen(),
         )
     return jax.device_get((scalars, state.params))
 
@@ -139,9 +139,11 @@ def test_posterior_is_sampled_while_training(vae_config):
     program = programs.make_program(vae_config, jax.devices()[:1])
     params = initial_state.new_state(program, jax.random.key(0)).params
     batch = {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
-    task, frozen = program.task, frozen_networks.Frozen()
+    task, frozen = program.task, tasks.Frozen()
     one, other = (
-        task.losses(params, frozen, task.examples(batch, jax.random.key(i), frozen, dropout=True))
+        task.compute_losses(
+            params, frozen, task.draw_examples(batch, jax.random.key(i), frozen, dropout=True)
+        )
         for i in range(2)
     )
     assert np.all(one["reconstruction"] != other["reconstruction"])

@@ -11,7 +11,7 @@ from dit_jax import latents, sharding, train
 from dit_jax.data import loader
 from dit_jax.models import unet_presets
 from dit_jax.system import json_files
-from dit_jax.training import frozen_networks, initial_state, programs, tasks
+from dit_jax.training import initial_state, programs, tasks
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def _losses(config, devices=1):
     step, losses = programs.compile_train_step(program), []
     for _ in range(config.total_steps):
         batch = sharding.put_batch(program.mesh, next(batches))
-        state, scalars = step(state, batch, jax.random.key(config.seed), frozen_networks.Frozen())
+        state, scalars = step(state, batch, jax.random.key(config.seed), tasks.Frozen())
         losses.append(scalars["loss"])
     return np.array(jnp.stack(losses))
 
@@ -89,10 +89,10 @@ def test_dropout_is_drawn_afresh_in_every_step_and_for_every_example(config):
     """And not while evaluating."""
     program = programs.make_program(config, jax.devices()[:1])
     batch = next(loader.TrainIterator(latents.open_split(config, "train"), config, np.arange(16)))
-    frozen = frozen_networks.Frozen()
+    frozen = tasks.Frozen()
 
     def examples(i, dropout):
-        return program.task.examples(batch, jax.random.key(i), frozen, dropout)
+        return program.task.draw_examples(batch, jax.random.key(i), frozen, dropout)
 
     one, two = examples(0, True), examples(1, True)
     keys = [jax.random.key_data(drawn.keys) for drawn in (one, two)]
@@ -102,7 +102,7 @@ def test_dropout_is_drawn_afresh_in_every_step_and_for_every_example(config):
         lambda a: 0.1 + jnp.arange(a.size, dtype=jnp.float32).reshape(a.shape) % 7 / 70,
         program.state.params,
     )
-    losses = jax.jit(program.task.losses)
+    losses = jax.jit(program.task.compute_losses)
     with_keys = [losses(params, frozen, one.replace(keys=a.keys))["loss"] for a in (one, two)]
     assert np.abs(with_keys[0] / with_keys[1] - 1).max() > 1e-3
 
@@ -125,9 +125,7 @@ def test_posterior_noise_and_both_dropouts_have_keys_of_their_own(config, monkey
     record(tasks.conditions, "drop", 0)
     program = programs.make_program(config, jax.devices()[:1])
     batch = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.zeros(16, np.int32)}
-    own = program.task.examples(
-        batch, jax.random.key(0), frozen_networks.Frozen(), dropout=True
-    ).keys
+    own = program.task.draw_examples(batch, jax.random.key(0), tasks.Frozen(), dropout=True).keys
     drawn = [jax.random.key(0), *keys.values()]
     drawn += [part for key in drawn for part in jax.random.split(key, 16)] + list(own)
     data_of = {tuple(jax.random.key_data(key).tolist()) for key in drawn}

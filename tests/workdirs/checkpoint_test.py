@@ -26,8 +26,11 @@ def _latest(workdir, config):
 def _restored(workdir, config, step):
     """The state of an older step."""
     state = programs.make_program(config).state
-    trees = {name: getattr(state, name) for name in checkpoint.STATE_ITEMS}
-    loaded, _ = checkpoint._restore(workdir / "checkpoints", step, trees)
+    items = {
+        name: checkpoint.ocp.args.StandardRestore(getattr(state, name))
+        for name in checkpoint.STATE_ITEMS
+    }
+    loaded, _ = checkpoint._restore(workdir / "checkpoints", step, items)
     return state.replace(step=step, **loaded)
 
 
@@ -229,6 +232,41 @@ def test_ema_and_raw_parameters_and_an_older_step(workdir, smoke_config):
     assert any(jax.tree.leaves(different))
 
 
+def test_only_the_requested_groups_of_parameters_are_read(workdir, smoke_config):
+    shapes = programs.make_program(smoke_config).state.params
+    whole, _ = checkpoint.restore_params(workdir, shapes)
+    blocks, step = checkpoint.restore_params(workdir, {"blocks": shapes["blocks"]})
+    assert step == 40
+    _assert_equal(blocks, {"blocks": whole["blocks"]})
+
+
+@pytest.mark.parametrize(("group", "step"), [("blocks", 30), ("x_embedder", 40)])
+def test_requested_groups_alone_are_verified(workdir, smoke_config, group, step):
+    """With another digest of one group, checkpoint 40 is damaged for those who ask for it."""
+    shapes = programs.make_program(smoke_config).state.params
+    path = workdir / "checkpoints" / "40" / "digest" / "metadata"
+    saved = json.loads(path.read_text())
+    (name,) = [name for name in saved if name.startswith(f"ema_params/{group}/")][:1]
+    path.write_text(json.dumps(saved | {name: saved[name] ^ 1}))
+    assert checkpoint.restore_params(workdir, {"blocks": shapes["blocks"]})[1] == step
+
+
+def test_parameters_that_a_checkpoint_lacks_are_named(workdir, smoke_config):
+    shapes = programs.make_program(smoke_config).state.params
+    kernel = shapes["x_embedder"]["kernel"]
+    for params in (shapes | {"new": {"kernel": kernel}}, {"new": {"kernel": kernel}}):
+        with pytest.raises(OSError, match="step 40: it lacks ema_params/new/kernel"):
+            checkpoint.restore_params(workdir, params)
+
+
+def test_part_of_a_group_of_parameters_is_refused(workdir, smoke_config):
+    """It would be a model without its bias, which none has been trained as."""
+    shapes = programs.make_program(smoke_config).state.params
+    part = shapes | {"x_embedder": {"kernel": shapes["x_embedder"]["kernel"]}}
+    with pytest.raises(OSError, match="it holds ema_params/x_embedder/bias, which is not in the"):
+        checkpoint.restore_params(workdir, part)
+
+
 def test_missing_step_lists_those_there_are(workdir, smoke_config):
     shapes = programs.make_program(smoke_config).state.params
     with pytest.raises(FileNotFoundError, match=r"of step 25 .* there are: 20, 30, 40"):
@@ -335,7 +373,7 @@ def test_digest_tells_bits_and_places_apart():
 
 
 def test_converted_models_have_no_raw_parameters(vae_dir):
-    with pytest.raises(ValueError, match="holds EMA parameters alone: leave out --raw"):
+    with pytest.raises(ValueError, match="holds only EMA parameters: leave out --raw"):
         checkpoint.restore_params(vae_dir, {}, raw=True)
 
 
@@ -376,13 +414,13 @@ def test_process_that_could_not_write_does_not_wait_for_the_others(monkeypatch):
         keys.append(key)
 
     monkeypatch.setattr(checkpoint.ocp.multihost, "get_barrier_sync_fn", lambda: wait)
-    checkpoint._meet(key="written", timeout_ms=1)
+    checkpoint._wait_at_barrier(key="written", timeout_ms=1)
 
     def write():
         try:
             raise OSError("the disk is full")
         finally:
-            checkpoint._meet(key="finalized", timeout_ms=1)
+            checkpoint._wait_at_barrier(key="finalized", timeout_ms=1)
 
     with pytest.raises(OSError, match="the disk is full"):
         write()

@@ -193,7 +193,7 @@ def test_a_run_goes_on_with_its_own_data_alone(trained, change):
     data = workdirs.load_data(run)
     assert data["train"]["classes"] == ["ant", "bee"]
     assert data["eval"]["num_examples"] == 4
-    assert runs.load(run).request(2, labels="bee,ant").cond.tolist() == [1, 0]
+    assert runs.load(run).make_request(2, labels="bee,ant").cond.tolist() == [1, 0]
     change(folder)
     config.total_steps = 3
     message = rf"image folder .*train is not what the run in {run} was begun with:\n  .*differ"
@@ -249,10 +249,10 @@ def test_names_of_classes_that_come_or_go_are_said(config, caplog):
     recorded = identity.identify(source)
     nameless = dataclasses.replace(source, class_names=None)
     assert identity.check(nameless, recorded, "the run")["classes"] == ["ant", "bee"]
-    assert "has no names of classes now; those of then are kept: ant, bee" in caplog.text
+    assert "have no names now; the recorded names are kept: ant, bee" in caplog.text
     recorded["classes"] = None
     assert identity.check(source, recorded, "the run")["classes"] == ["ant", "bee"]
-    assert "have had no names; now: ant, bee" in caplog.text
+    assert "had no names before; their names now: ant, bee" in caplog.text
 
 
 def test_labels_of_the_same_files_count_where_names_of_classes_are_not_known(folder, config):
@@ -300,7 +300,7 @@ def test_a_run_of_an_older_version_says_what_is_not_known(trained, caplog):
         config.total_steps = 3
         train.train_and_evaluate(config, run)
     assert "classes: ant, bee" in caplog.text
-    assert f"{run} has no record of its data but their number" in caplog.text
+    assert f"{run} has no identities of its data" in caplog.text
     assert workdirs.load_data(run)["train"]["num_examples"] == 16
 
 

@@ -137,9 +137,7 @@ def test_checkpoint_of_another_config_is_not_taken_for_the_run_s(workdir, smoke_
     config["seed"], config["sample"]["steps"] = 7, 123  # the latter may change
     path.write_text(json.dumps(config))
     assert runs.load(workdir).step == 30
-    expected_message = (
-        "checkpoint 40 cannot be read: it is of another config than config.json: seed 7, now 0"
-    )
+    expected_message = "checkpoint 40 cannot be read: its config is not config.json: seed 7, now 0"
     assert expected_message in caplog.text
     config = json.loads((workdir / "config.json").read_text())
     config["diffusion"]["beta_end"], config["model"]["num_heads"] = 0.2, 4
@@ -195,7 +193,7 @@ def test_directories_that_libraries_cannot_write_to_are_refused_first(
 ):
     """Names that are not in UTF-8."""
     name = tmp_path / "a\udcff"
-    message = r"a\\udcff.* is not in UTF-8, but checkpoints and datasets can lie"
+    message = r"a\\udcff.* is not valid UTF-8, but directories of checkpoints"
     with pytest.raises(ValueError, match=message):
         train.train_and_evaluate(smoke_config, name)
     assert not name.exists()
@@ -251,7 +249,7 @@ def test_home_in_a_path_is_the_same_run(workdir, smoke_config, monkeypatch):
         ("diffusion.respacing", "fast", "it has diffusion.respacing, which this version does not"),
         ("data.image_size", None, "it has no data.image_size"),
         ("optim", None, "it has no optim"),
-        ("mesh", "a", "mesh='a' must be an object of keys"),
+        ("mesh", "a", "mesh='a' must be an object with keys"),
         ("latents.vae", 5, "latents.vae=5 must be a str"),
         ("latents.scale", "1", "latents.scale='1' must be a list of numbers"),
         ("model.learn_sigma", "yes", "model.learn_sigma='yes' must be a bool"),
@@ -344,7 +342,7 @@ def test_config_with_a_value_of_another_type_is_as_good_as_lost(
     config["sample"]["cfg_scale"], config["model"]["attention"] = 1.0, "auto"
     config["fid"] = _as_json(smoke_config)["fid"]
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json: sample\.steps=0 must be .*\. Mend it"):
+    with pytest.raises(ValueError, match=r"config\.json: sample\.steps=0 must be .*\. Correct"):
         workdirs.load_config(workdir)
 
 

@@ -14,7 +14,7 @@ from experiments.scaling.configs import default
 def get_config():
     """Returns the sweep."""
     config = default.get_config(digits.get_base())
-    config.sizes = dict(M=digits.model(*digits.SIZES["M"]))
+    config.sizes = dict(M=digits.make_model_keys(*digits.SIZES["M"]))
     blocks = ("in-context", "cross-attention", "adaLN", "adaLN-Zero")
     config.grids = dict(
         main=dict(size=("M",), model=dict(block=blocks, patch_size=(1,)), seed=(0, 1, 2))

@@ -11,8 +11,8 @@ Every attention head has 32 channels. Cost: see README.md.
 from configs import digits_latents
 from experiments.scaling.configs import default
 
-# (hidden size, depth). At patch size 4 the single token has 64 numbers. A model that is not wider
-# cannot even pass the noise through, so these four are wider.
+# (hidden size, depth). At patch size 4 the single token has 64 numbers. These models are wider,
+# because a narrower one cannot even pass the noise through.
 SIZES = {"S": (96, 3), "M": (128, 5), "L": (160, 8), "XL": (192, 12)}
 # Narrow models, for patch sizes 1 and 2 only; width 64 has five depths.
 NARROW = {"32x2": (32, 2)} | {f"64x{depth}": (64, depth) for depth in (1, 2, 4, 8, 16)}
@@ -21,17 +21,17 @@ SHALLOW = {f"128x{depth}": (128, depth) for depth in (2, 4)}
 
 
 def get_base():
-    """Returns the run config that all cells share; other sweeps on the same data use it too."""
+    """Returns the run config of all cells, which the other sweep on this data also uses."""
     base = digits_latents.get_config()
     base.update(log_every_steps=50, eval_draws=8, sample_every_steps=0)
     base.optim.update(schedule="constant", learning_rate=1e-3, warmup_steps=50, ema_decay=0.99)
-    # A loop over the blocks: large models compile in a fraction of the time they take unrolled.
+    # With a loop over the blocks, large models compile in a fraction of the time of unrolled ones.
     base.model.scan_unroll = False
     base.sample.update(sampler="dpmpp2m", steps=20, cfg_scale=1.0)
     return base
 
 
-def model(width: int, depth: int) -> dict[str, int]:
+def make_model_keys(width: int, depth: int) -> dict[str, int]:
     """Returns the model keys of a size, with 32 channels per attention head."""
     return dict(hidden_size=width, depth=depth, num_heads=width // 32)
 
@@ -39,7 +39,8 @@ def model(width: int, depth: int) -> dict[str, int]:
 def get_config():
     """Returns the sweep."""
     config = default.get_config(get_base())
-    config.sizes = {name: model(*size) for name, size in (SIZES | NARROW | SHALLOW).items()}
+    sizes = SIZES | NARROW | SHALLOW
+    config.sizes = {name: make_model_keys(*size) for name, size in sizes.items()}
     # The latents have 4 x 4 positions: patch sizes 1, 2 and 4 make 16, 4 and 1 tokens.
     config.grids = dict(
         main=dict(size=tuple(SIZES), model=dict(patch_size=(1, 2, 4)), seed=(0, 1)),

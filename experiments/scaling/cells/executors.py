@@ -1,7 +1,6 @@
 """Executors of a sweep's cells: this machine, one cell at a time or one per device, or Slurm.
 
-Every cell is started by the same command, so any scheduler can run it. experiments/launch has more
-of them.
+A cell is a command, so any scheduler can run it. experiments/launch has scripts for more of them.
 """
 
 import concurrent.futures
@@ -25,9 +24,9 @@ Command = list[str]
 def run_local(
     commands: Mapping[str, Command], logs: Mapping[str, pathlib.Path], parallel: int
 ) -> "Runs":
-    """Runs every command, `parallel` at a time; each of several has devices of its own.
+    """Runs commands, `parallel` at a time. If that is more than 1, each has its own devices.
 
-    Args: commands, logs: by the cell's name; the output of a command is appended to its log.
+    Args: commands, logs: by the cell's name. The output of a command is appended to its log.
     Returns: an iterator over (name, exit status) in the order in which the commands end.
     Raises: ValueError if there are fewer devices than `parallel`.
     """
@@ -37,26 +36,23 @@ def run_local(
 class Runs:
     """An iterable that runs commands and yields (name, exit status) as they end.
 
-    At SIGTERM or Ctrl-C it sends SIGTERM to the running commands, so that they save, and starts no
-    more. `stopped` is then the signal's number, and a command that ends need not have failed.
+    At SIGTERM or Ctrl-C it starts no more commands. It sends SIGTERM to the running ones, so that
+    they save; their exit status then does not mean that they failed.
     """
 
     def __init__(self, commands, logs, shares):
         self._commands, self._logs = commands, logs
-        self._free = list(shares)
-        self._running, self._lock = set(), threading.Lock()
+        self._free_shares, self._lock = list(shares), threading.Lock()
+        self._running = set()
         self._workers = len(shares)
         self._signals = stopping.Deferring(
             "the cells that run save and end; no more are begun.",
-            at_first=lambda: self._send(subprocess.Popen.terminate),
-            at_end=lambda: self._send(subprocess.Popen.kill),
+            at_first=lambda: self._signal_all(subprocess.Popen.terminate),
+            at_end=lambda: self._signal_all(subprocess.Popen.kill),
         )
 
     def __iter__(self):
-        with (
-            self._signals,
-            concurrent.futures.ThreadPoolExecutor(self._workers) as pool,
-        ):
+        with self._signals, concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
             futures = {pool.submit(self._run, name): name for name in self._commands}
             for future in concurrent.futures.as_completed(futures):
                 status = future.result()
@@ -65,21 +61,22 @@ class Runs:
 
     @property
     def stopped(self) -> int | None:
-        """The number of the signal that was received, or None."""
+        """The number of the signal that stopped the runs, or None."""
         return self._signals.received
 
-    def _send(self, act):
+    def _signal_all(self, send):
+        """Calls `send` with every running process."""
         # No lock is needed: a command that is just being started checks `stopped` itself.
         for process in tuple(self._running):
-            act(process)
+            send(process)
 
     def _run(self, name):
-        """Runs a command on a free share of the devices; returns its exit status.
+        """Runs a command on a free share of the devices.
 
-        Returns None without starting it if a signal was received.
+        Returns: its exit status; None if a signal came first, so that it was not started.
         """
         with self._lock:
-            share = self._free.pop()
+            share = self._free_shares.pop()
         try:
             if self.stopped:
                 return None
@@ -103,40 +100,40 @@ class Runs:
                     self._running.discard(process)
         finally:
             with self._lock:
-                self._free.append(share)
+                self._free_shares.append(share)
 
 
 def split_devices(parallel: int) -> list[dict]:
-    """Returns, for each cell that runs at a time, its 'variables' or its 'cores'.
+    """Splits the devices into shares, one for each cell that runs at the same time.
 
-    With parallel=1 the cell has all devices, and its share is empty.
+    Returns: shares, each with environment 'variables' or CPU 'cores'. For parallel=1 the single
+      share is empty, because the cell has all devices.
     Raises: ValueError if `parallel` exceeds the number of GPUs, TPU chips or, without these, cores.
     """
     if parallel == 1:
         return [{}]
     dev = pathlib.Path("/dev")
-    if gpus := _visible("CUDA_VISIBLE_DEVICES", sorted(dev.glob("nvidia[0-9]*"))):
-        kind, parts = "GPUs", [{"variables": {"CUDA_VISIBLE_DEVICES": gpu}} for gpu in gpus]
-    elif chips := _visible(
-        "TPU_VISIBLE_CHIPS", [*dev.glob("accel[0-9]*"), *dev.glob("vfio/[0-9]*")]
-    ):
-        # Together these say that the chip belongs to one process, which has no other chip.
-        alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
+    tpu_files = [*dev.glob("accel[0-9]*"), *dev.glob("vfio/[0-9]*")]
+    if gpus := _list_visible("CUDA_VISIBLE_DEVICES", sorted(dev.glob("nvidia[0-9]*"))):
+        kind, shares = "GPUs", [{"variables": {"CUDA_VISIBLE_DEVICES": gpu}} for gpu in gpus]
+    elif chips := _list_visible("TPU_VISIBLE_CHIPS", tpu_files):
+        # These bounds give the process one chip, which no other process shares.
+        bounds = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
         kind = "TPU chips"
-        parts = [{"variables": {"TPU_VISIBLE_CHIPS": chip, **alone}} for chip in chips]
+        shares = [{"variables": {"TPU_VISIBLE_CHIPS": chip, **bounds}} for chip in chips]
     else:
         cores = sorted(os.sched_getaffinity(0))
         size = max(1, len(cores) // parallel)
-        kind, parts = "cores", [{"cores": cores[i : i + size]} for i in range(0, len(cores), size)]
-    if parallel > len(parts):
-        raise UserError(f"{parallel=} cells at a time need as many {kind}, not {len(parts)}.")
-    return parts[:parallel]
+        kind, shares = "cores", [{"cores": cores[i : i + size]} for i in range(0, len(cores), size)]
+    if parallel > len(shares):
+        raise UserError(f"{parallel=} cells at a time need as many {kind}, not {len(shares)}.")
+    return shares[:parallel]
 
 
-def _visible(variable, devices):
+def _list_visible(variable, devices):
     """Returns the device numbers, as text, that the environment variable leaves visible."""
     if variable in os.environ:
-        return [part for part in os.environ[variable].split(",") if part]
+        return [number for number in os.environ[variable].split(",") if number]
     return [str(i) for i in range(len(devices))]
 
 
@@ -146,14 +143,16 @@ def submit(
     settings: ConfigDict,
     cluster: str = "slurm",
 ) -> dict[str, str]:
-    """Submits every command as a job through submitit; returns the jobs' ids by the cell's name.
+    """Submits every command as a job through submitit.
 
     Args:
-      folder: for scripts and logs.   settings: `config.slurm` of a sweep.
+      commands: by the cell's name.   folder: for scripts and logs.
+      settings: `config.slurm` of a sweep.
       cluster: 'slurm', or 'local' to run the jobs on this machine.
+    Returns: the ids of the jobs by the cell's name.
     Raises: ValueError if submitit or Slurm is missing.
     """
-    executor = _executor(folder, cluster)
+    executor = _make_executor(folder, cluster)
     # An empty text or 0 means the cluster's default, so it is not passed on.
     parameters = {key: value for key, value in settings.items() if value not in ("", 0)}
     at_once = parameters.pop("jobs_at_once")
@@ -174,7 +173,7 @@ def has_ended(job_id: str, folder: pathlib.Path) -> bool:
     return submitit.SlurmJob(folder=folder, job_id=job_id).done(force_check=True)
 
 
-def _executor(folder, cluster):
+def _make_executor(folder, cluster):
     """Returns a submitit executor.   Raises: ValueError if submitit or Slurm is missing."""
     try:
         import submitit
@@ -182,8 +181,8 @@ def _executor(folder, cluster):
         raise UserError("executor slurm needs submitit: pip install -e '.[slurm]'") from error
     if cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
         raise UserError(
-            "executor slurm needs Slurm's commands on this machine; --executor print prints those "
-            "of the cells, for any other scheduler."
+            "executor slurm needs Slurm's commands on this machine. For another scheduler, "
+            "--executor print prints the commands of the cells."
         )
     return submitit.AutoExecutor(folder=folder, cluster=cluster)
 
@@ -191,17 +190,18 @@ def _executor(folder, cluster):
 class Job:
     """A command that submitit runs as a job.
 
-    Shortly before the time limit submitit stops the command, which saves, and requeues the job.
+    Shortly before the time limit, submitit stops the command, so that it saves, and requeues the
+    job.
     """
 
     def __init__(self, command: Command):
         self._command, self._process = command, None
 
     def __call__(self) -> None:
-        # Slurm sends submitit's signal USR2 to all processes of a job. The shell ignores it, and so
-        # does the command that it becomes; otherwise the signal would end the command.
-        ignoring = ["sh", "-c", 'trap "" USR2; exec "$@"', "sh"]
-        self._process = subprocess.Popen([*ignoring, *self._command])
+        # Slurm sends submitit's signal USR2 to all processes of a job, which would end the command.
+        # The shell ignores the signal, and the command inherits that by `exec`.
+        ignore_signal = ["sh", "-c", 'trap "" USR2; exec "$@"', "sh"]
+        self._process = subprocess.Popen([*ignore_signal, *self._command])
         if status := self._process.wait():
             raise subprocess.CalledProcessError(status, self._command)
 

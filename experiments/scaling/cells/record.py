@@ -1,4 +1,4 @@
-"""The record of a cell, cell.json in its directory: its identity, its state and its cost."""
+"""The record of a cell: the file cell.json in its directory, with its identity, state and cost."""
 
 import pathlib
 
@@ -20,7 +20,7 @@ def _are_axes(value):
     return isinstance(value, dict) and schemas.is_value(value) and value.keys().isdisjoint(COLUMNS)
 
 
-FORM = {
+FORM = {  # keys of the record, and checks of their values
     "name": _is_name,
     "grid": schemas.is_string,
     "size": schemas.is_string,
@@ -44,7 +44,7 @@ OPTIONAL_KEYS = {"pictures", "error", "traceback", "jax", "git_revision", *COST_
 def read(directory: pathlib.Path) -> dict:
     """Reads the record of a cell.
 
-    Raises: FileNotFoundError; OSError; ValueError for a damaged record, with the wrong keys.
+    Raises: FileNotFoundError; OSError; ValueError with the invalid keys of a damaged record.
     """
     path = directory / FILE
     record = json_files.read_json(path, "the record of a cell")
@@ -52,11 +52,10 @@ def read(directory: pathlib.Path) -> dict:
         raise UserError(f"{files.printable(path)} is damaged: it is no record of a cell")
     # A finished cell has run to its end, so the keys of COST_KEYS must be there.
     done = record.get("state") == "done"
-    if wrong := schemas.invalid_keys(
-        record, FORM, OPTIONAL_KEYS - {*COST_KEYS} if done else OPTIONAL_KEYS
-    ):
+    optional = OPTIONAL_KEYS - {*COST_KEYS} if done else OPTIONAL_KEYS
+    if invalid_keys := schemas.list_invalid_keys(record, FORM, optional):
         raise UserError(
             f"{files.printable(path)} is damaged: it is no record of a cell, with a wrong "
-            f"{files.list_some(wrong)}"
+            f"{files.list_some(invalid_keys)}"
         )
     return record

@@ -1,4 +1,4 @@
-"""All keys of a sweep, each with its unit and constraint; sweeps start from `get_config(base)`."""
+"""All keys of a sweep, each with its unit and constraint. Sweeps start from `get_config(base)`."""
 
 from ml_collections import ConfigDict
 
@@ -10,18 +10,20 @@ def get_config(base: ConfigDict) -> ConfigDict:
     """
     config = ConfigDict()
     config.base = base
-    # Sizes by name: dict(S=dict(hidden_size=64, depth=4)). A size overrides keys of base.model. A
-    # size with the key 'name' replaces the whole base.model, for example by a UNet.
+    # Sizes by name: dict(S=dict(hidden_size=64, depth=4)). A size overrides keys of base.model. If
+    # it has the key 'name', it replaces the whole base.model, for example by a UNet.
     config.sizes = ConfigDict()
     # Grids by name. A grid lists values for keys of base, nested as in base; the key 'size' lists
     # names of sizes. Every combination of values is a cell:
     # dict(main=dict(size=("S", "B"), model=dict(patch_size=(2, 4)), seed=(0, 1))).
     config.grids = ConfigDict()
     # Compute points: optimizer steps at which every cell is evaluated. If optim.schedule is not
-    # constant, give one step only, or put total_steps into a grid instead.
+    # constant, give a single step, or put total_steps into a grid instead.
     config.steps = ()
 
-    config.evaluate = ConfigDict()  # as the flags of dit_jax.evaluate; base.sample has the sampler
+    config.evaluate = (
+        ConfigDict()
+    )  # like the flags of dit_jax.evaluate; the sampler is in base.sample
     config.evaluate.num = 1_000  # samples; 0: the table has held-out losses only
     config.evaluate.seed = 0  # of the samples' noise, the same in every cell
     config.evaluate.labels = "balanced"  # balanced, random

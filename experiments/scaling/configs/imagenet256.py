@@ -5,7 +5,7 @@
       --config.base.latents.vae=runs/vae --config.evaluate.reference=VIRTUAL_imagenet256_labeled.npz
 
 docs/imagenet.md describes how to make the moments. Training the twelve models takes 1.8e21 FLOPs,
-the same as published. FID-50K at four compute points of each model comes on top.
+as published; FID-50K at four compute points of each model is not included.
 Cost and result: not measured.
 """
 
@@ -20,7 +20,7 @@ def get_config():
     base.update(eval_every_steps=0)
     base.sample.update(cfg_scale=1.0)
     config = default.get_config(base)
-    # The patch size is an axis of its own, so a size must not set it.
+    # The patch size is an axis of the grid, so a size must not set it.
     for name in dit.SIZES:
         config.sizes[name] = {
             key: value

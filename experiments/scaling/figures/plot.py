@@ -29,25 +29,25 @@ FIGURES = {
 def write(rows: pd.DataFrame, qualities: list[str], arrays: dict | None, out_dir: pathlib.Path):
     """Writes all figures that the table has rows for, as .png and .svg; returns their paths.
 
-    Args: arrays, of samples, as `samples.draw_samples` takes them, or None.
-    Raises: ValueError if nothing can be drawn, or as `selection.comparable`; OSError.
+    Args: arrays, the samples that `samples.draw_samples` takes, or None.
+    Raises: ValueError if nothing can be drawn, or as `selection.select_comparable`; OSError.
     """
-    drawn, reasons = [], []
+    paths, reasons = [], []
     for quality in qualities:
         missing = rows[quality].isna().sum() if quality in rows else len(rows)
         if missing:
             logger.info("%d of %d rows have no %s: left out.", missing, len(rows), quality)
         if missing < len(rows):  # checked now, so that an error comes before any file is written
-            selection.comparable(rows, quality, across=("network", "block"))
-    todo = {
+            selection.select_comparable(rows, quality, across=("network", "block"))
+    figures = {
         f"{name}_{quality}": functools.partial(draw, rows, quality)
         for quality in qualities
         for name, draw in FIGURES.items()
     }
     if arrays is not None:
-        todo["samples"] = functools.partial(samples.draw_samples, rows, arrays)
-    for name, draw in todo.items():
-        # Few tables have rows for all figures, so one that lacks its rows is only logged.
+        figures["samples"] = functools.partial(samples.draw_samples, rows, arrays)
+    for name, draw in figures.items():
+        # Few tables have rows for all figures, so a figure without rows is only logged.
         try:
             figure = draw()
         except subsets.NoRowsError as error:
@@ -55,10 +55,10 @@ def write(rows: pd.DataFrame, qualities: list[str], arrays: dict | None, out_dir
             logger.info("no %s: %s.", name, error)
             continue
         for suffix in (".png", ".svg"):
-            out = out_dir / (name + suffix)
-            cli.check_out(out, (suffix,))
-            plot_style.save(figure, out)
-            drawn.append(out)
-    if not drawn:
+            path = out_dir / (name + suffix)
+            cli.check_out(path, (suffix,))
+            plot_style.save(figure, path)
+            paths.append(path)
+    if not paths:
         raise UserError("nothing to draw:\n  " + "\n  ".join(reasons))
-    return drawn
+    return paths

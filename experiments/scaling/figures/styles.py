@@ -1,4 +1,4 @@
-"""The look of each model in all figures of a study, and the parts that all figures share.
+"""Colors and markers of models, and the parts that all figures of a study share.
 
 The color shows the size of a model, the marker its patch size. A point is the mean over seeds; the
 seeds are drawn faintly beside it.
@@ -13,9 +13,9 @@ from dit_jax.evaluation import curves, plot_style, plots
 from experiments.scaling.figures import subsets
 from experiments.scaling.fits import selection, table
 
-WIDE = 6.8  # inches: both columns of a paper
+WIDE = 6.8  # inches; both columns of a paper
 EDGE = dict(markeredgecolor="white", markeredgewidth=0.4)  # separates markers that overlap
-# Sizes in a legend in inches: height of a line; widths of a title, a handle and a letter.
+# Inches in a legend: height of a line; widths of a title, a handle and a letter.
 LEGEND_LINE, LEGEND_TITLE, LEGEND_ENTRY, LETTER = 0.17, 0.85, 0.27, 0.062
 
 
@@ -23,8 +23,8 @@ LEGEND_LINE, LEGEND_TITLE, LEGEND_ENTRY, LETTER = 0.17, 0.85, 0.27, 0.062
 class Styles:
     """The color of each size and the marker of each patch size.
 
-    A model without a size has a color for its width. If there are more sizes than colors, all
-    models are colored by their width.
+    A model without a size is colored by its width. If there are more sizes than colors, all models
+    are colored by width.
     """
 
     colors: dict[str, str]
@@ -32,7 +32,7 @@ class Styles:
 
     @classmethod
     def from_table(cls, rows: pd.DataFrame) -> "Styles":
-        """Returns the styles for a whole table, so that they are the same in all its figures."""
+        """Chooses the styles for a whole table, so that all its figures have the same."""
         sizes = subsets.get_size_names(rows)
         sizes = [] if len(sizes) > len(plot_style.COLORS) else sizes
         unnamed = rows if "size" not in rows else rows[~rows["size"].isin(sizes)]
@@ -41,7 +41,7 @@ class Styles:
         patches = sorted(rows["patch_size"].dropna().unique())
         return cls(
             dict(zip(names, make_colors(len(names)), strict=True)),
-            {p: plot_style.MARKERS[i % len(plot_style.MARKERS)] for i, p in enumerate(patches)},
+            dict(zip(patches, itertools.cycle(plot_style.MARKERS), strict=False)),
         )
 
     @property
@@ -50,7 +50,7 @@ class Styles:
         return not any(name.startswith("width ") for name in self.colors)
 
     def get_name(self, row: pd.Series) -> str:
-        """Returns the size of a row's model, or its width: the key of its color."""
+        """Returns the key of a row's color: the size of its model, or the width."""
         size = row.get("size")
         return size if size in self.colors else f"width {row['hidden_size']}"
 
@@ -65,7 +65,7 @@ class Styles:
     def draw_legend(self, figure, rows: pd.DataFrame, *lines: tuple[str, list]) -> None:
         """Draws a legend of the sizes and patch sizes in these rows below the axes.
 
-        Args: lines, more lines as in the function `draw_legend`.
+        Args: lines, further lines (title, handles) of the legend.
         """
         new_line = plot_style.import_matplotlib().lines.Line2D
 
@@ -86,7 +86,7 @@ class Styles:
 
 
 def make_colors(count: int) -> tuple[str, ...]:
-    """Returns `count` colors: the palette's, or a color ramp if the palette has too few."""
+    """Returns `count` colors of the palette, or of a color ramp if the palette has too few."""
     if count <= len(plot_style.COLORS):
         return plot_style.COLORS[:count]
     matplotlib = plot_style.import_matplotlib()
@@ -97,19 +97,19 @@ def make_colors(count: int) -> tuple[str, ...]:
 def draw_legend(figure, *lines: tuple[str, list]) -> None:
     """Draws a legend below the axes; long lines are broken.
 
-    Args: lines, of (title, handles).
+    Args: lines, (title, handles) of each.
     """
     new_line = plot_style.import_matplotlib().lines.Line2D
 
-    # `most` entries fit into a line, if each is as wide as the longest label.
+    # Every entry gets the width of the longest label.
     width, height = figure.get_size_inches()
     letters = max((len(h.get_label()) for _, handles in lines for h in handles), default=0)
-    most = max(1, int((width - LEGEND_TITLE) / (LEGEND_ENTRY + LETTER * letters)))
+    per_line = max(1, int((width - LEGEND_TITLE) / (LEGEND_ENTRY + LETTER * letters)))
     broken = []
     for title, handles in lines:
-        for start in range(0, len(handles), most):
-            broken.append(("" if start else title, handles[start : start + most]))
-    # matplotlib has no titles inside a legend and fills it by columns. So a title is an entry
+        for start in range(0, len(handles), per_line):
+            broken.append(("" if start else title, handles[start : start + per_line]))
+    # matplotlib fills a legend by columns, and has no titles of lines. So a title is an entry
     # without a handle, and blank entries fill up short lines.
     blank = new_line([], [], linestyle="none")
     columns = 1 + max(len(handles) for _, handles in broken)
@@ -119,7 +119,7 @@ def draw_legend(figure, *lines: tuple[str, list]) -> None:
         for title, handles in broken
     ]
     handles, labels = zip(*(row[i] for i in range(columns) for row in cells), strict=True)
-    legend = plot_style.legend(
+    legend = plot_style.draw_legend(
         figure,
         handles,
         labels,
@@ -156,33 +156,35 @@ def draw_curve(
 ) -> None:
     """Draws the means, joined by a line, over faint points for the seeds."""
     # A single seed is its own mean, so it gets no second point.
-    if several := [p for seeds in curve.points.values() if len(seeds) > 1 for p in seeds]:
-        plot_style.draw_seeds(axes, several, color)
+    repeated = [point for seeds in curve.points.values() if len(seeds) > 1 for point in seeds]
+    if repeated:
+        plot_style.draw_seeds(axes, repeated, color)
     edge = dict(markerfacecolor="white", markersize=5) if hollow else EDGE
     axes.plot(*zip(*curve.means(), strict=True), color=color, marker=marker, **edge, **options)
 
 
-def draw_point(axes, at: tuple[float, float], color: str, marker: str) -> None:
-    """Draws a single mean, for a line through several models with markers of their own."""
-    axes.plot([at[0]], [at[1]], color=color, marker=marker, label="_mean", **EDGE)
+def draw_point(axes, mean: tuple[float, float], color: str, marker: str) -> None:
+    """Draws a single mean (x, y), for a line whose models have different markers."""
+    x, y = mean
+    axes.plot([x], [y], color=color, marker=marker, label="_mean", **EDGE)
 
 
 def name_quality(axes, rows: pd.DataFrame, quality: str, log: bool) -> None:
-    """Sets the label of the y axis, with the number of samples.
+    """Sets the label of the y axis, with the number of samples, and its scale.
 
-    Args: log, whether to use a log scale, if the quality is positive and lower is better.
+    Args: log, whether to use a log scale if the quality is positive and lower is better.
     """
     from_samples = not quality.startswith(selection.LOSSES)
     measured = table.to_rows(rows.filter([quality, "num"]))
-    axes.set_ylabel(plots.axis_label(measured, quality, with_num=from_samples))
+    axes.set_ylabel(plots.get_axis_label(measured, quality, with_num=from_samples))
     positive = (rows[quality] > 0).all()
     if log and positive and not quality.startswith(selection.HIGHER):
-        plot_style.log_scale(axes.yaxis)
+        plot_style.set_log_scale(axes.yaxis)
 
 
 def tick_values(axis, values: set[float]) -> None:
-    """Sets ticks at these values if they are at most 6, and far enough apart on a log axis."""
+    """Sets ticks at these values, if they are at most 6 and far enough apart on a log axis."""
     ordered = sorted(values)
-    apart = all(high >= 1.3 * low for low, high in itertools.pairwise(ordered))
-    if len(ordered) <= 6 and apart:
+    far_apart = all(high >= 1.3 * low for low, high in itertools.pairwise(ordered))
+    if len(ordered) <= 6 and far_apart:
         axis.set_ticks(ordered, [f"{value:,}" for value in ordered])

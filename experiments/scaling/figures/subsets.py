@@ -1,4 +1,4 @@
-"""The rows of a table that a figure draws, and how it arranges them."""
+"""The rows of a table that a figure draws."""
 
 import numpy as np
 import pandas as pd
@@ -11,42 +11,44 @@ UNITS = ("GFLOPs", "TFLOPs", "PFLOPs", "EFLOPs", "ZFLOPs", "YFLOPs")
 
 
 class NoRowsError(UserError):
-    """An error for a figure that the table has no rows for."""
+    """The table has no rows for a figure."""
 
 
 def require(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
     """Returns the rows with a value in all these columns.   Raises: NoRowsError for none."""
-    absent = [name for name in names if name not in rows or rows[name].isna().all()]
-    if not absent and len(whole := rows.dropna(subset=names)):
-        return whole
-    raise NoRowsError(f"no row has {' and '.join(absent) or ' with '.join(names)}")
+    if absent := [name for name in names if name not in rows or rows[name].isna().all()]:
+        raise NoRowsError(f"no row has {' and '.join(absent)}")
+    with_values = rows.dropna(subset=names)
+    if with_values.empty:
+        raise NoRowsError(f"no row has {' with '.join(names)}")
+    return with_values
 
 
 def select_standard(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
     """Returns the rows of the standard models, one model per size and patch size.
 
-    They have the most common block, and the most common depth and width of their size. Other
-    variants are in the table only for comparison with them.
+    They have the most common block, and the most common depth and width of their size. A table has
+    other variants only for comparison with the standard ones.
     Args: names, columns in which the rows must have a value.
-    Raises: NoRowsError for rows without a size, or of several networks, or without such a value.
+    Raises: NoRowsError for rows without a size, of several networks, or without such a value.
     """
     if "network" in rows and (count := rows["network"].nunique(dropna=False)) > 1:
-        raise NoRowsError(f"the rows are of {count} networks, which networks_ compares")
-    rows = select_block(require(rows, "size", "patch_size"))
-    # Numbers of (depth, hidden_size), because these may be missing.
+        raise NoRowsError(f"the rows have {count} networks, which the figure networks_ compares")
+    rows = select_common_block(require(rows, "size", "patch_size"))
+    # Group numbers stand for (depth, hidden_size), because these values may be missing.
     shapes = rows.groupby(["depth", "hidden_size"], dropna=False).ngroup()
     rows = rows[shapes == shapes.groupby(rows["size"]).transform(_find_most_common)]
     return require(rows, *names)
 
 
-def select_block(rows: pd.DataFrame) -> pd.DataFrame:
+def select_common_block(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns the rows with the most common block."""
     blocks = rows.groupby("block", dropna=False).ngroup()
     return rows[blocks == _find_most_common(blocks)]
 
 
 def _find_most_common(values):
-    """Returns the most common value of a Series, the first of several."""
+    """Returns the most common value of a Series; of several such values, the first."""
     return values.value_counts(sort=False).idxmax()
 
 
@@ -59,24 +61,23 @@ def get_size_names(rows: pd.DataFrame) -> list[str]:
     return rows["size"].unique().tolist()
 
 
-def select_complete(rows: pd.DataFrame, quality: str) -> pd.DataFrame:
-    """Returns the comparable rows of `selection.complete`.   Raises: NoRowsError."""
-    return selection.complete(selection.comparable(require(rows, quality, "step"), quality))
+def require_complete(rows: pd.DataFrame, quality: str) -> pd.DataFrame:
+    """Returns the rows of `selection.select_complete`.   Raises: as `require`."""
+    rows = selection.select_comparable(require(rows, quality, "step"), quality)
+    return selection.select_complete(rows)
 
 
-def select_last_step(rows: pd.DataFrame, quality: str) -> pd.DataFrame:
-    """Returns the comparable rows at the last step that most models have.
-
-    Raises: NoRowsError if no row has the quality.
-    """
-    rows = selection.comparable(require(rows, quality, "step"), quality)
-    return selection.at_last_step(rows)
+def require_last_step(rows: pd.DataFrame, quality: str) -> pd.DataFrame:
+    """Returns the rows of `selection.select_last_step`.   Raises: as `require`."""
+    rows = selection.select_comparable(require(rows, quality, "step"), quality)
+    return selection.select_last_step(rows)
 
 
 def make_curve(rows: pd.DataFrame, x: str, y: str) -> curves.Curve:
-    """Returns a curve with a point for each x, from all seeds, in the order of x."""
-    points = rows.groupby(x)[[x, y]]
-    return curves.Curve("", {at: list(map(tuple, seeds.to_numpy(float))) for at, seeds in points})
+    """Returns a curve with the points of all seeds at each x, in the order of x."""
+    groups = rows.groupby(x)[[x, y]]
+    points = {value: list(map(tuple, seeds.to_numpy(float))) for value, seeds in groups}
+    return curves.Curve("", points)
 
 
 def choose_unit(gflops: pd.Series) -> tuple[float, str]:

@@ -1,4 +1,4 @@
-"""Curves that are fitted in a study: the power law q = a + b C^-c, and a line in log10(x)."""
+"""The curves that a study fits: the power law q = a + b C^-c, and a line in log10(x)."""
 
 import dataclasses
 
@@ -7,22 +7,19 @@ import numpy as np
 from dit_jax.errors import UserError
 
 MIN_POWER, MIN_LINE = 4, 3  # different values of compute that a power law and a line need
-# Bounds of c, times the range of log C. At the lower one C^-c falls by 1% over all points. At the
-# upper one it falls to 1e-43 of its first value, so that only the first point shows it.
+# Bounds of c, times the range of log C. At the lower bound, C^-c falls by 1% over all points. At
+# the upper bound, it falls to 1e-43 of its first value, so that only the first point shows it.
 SHORTEST, LONGEST = 0.01, 100.0
 COARSE = 48  # exponents of the coarse grid, 22% apart
 
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """The power law q = a + b C^-c.
+    """The power law q = a + b C^-c."""
 
-    a >= 0 is the quality at infinite compute. b > 0 has the unit of q C^c. c > 0 is the exponent.
-    """
-
-    a: float
-    b: float
-    c: float
+    a: float  # >= 0; the quality at infinite compute
+    b: float  # > 0; in the unit of q C^c
+    c: float  # > 0; the exponent
 
     def __call__(self, compute: np.ndarray) -> np.ndarray:
         return self.a + self.b * np.asarray(compute, np.float64) ** -self.c
@@ -41,12 +38,12 @@ class LogLinear:
 
 
 def fit_power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
-    """Fits the power law by least squares of (q - a - b C^-c) / q; points may be in any order.
+    """Fits the power law to points in any order, by least squares of (q - a - b C^-c) / q.
 
     For a given c, a and b have a closed form. c is searched over all exponents that the points can
     distinguish.
     Raises: ValueError for fewer than 4 different computes, for values that are not positive and
-      finite, and if quality does not fall with compute or falls only at the smallest compute.
+      finite, and if quality does not fall with compute or only falls at the smallest compute.
     Source: variable projection, Golub & Pereyra 1973.
     """
     compute, quality = check_points(compute, quality, MIN_POWER, "a + b C^-c")
@@ -56,15 +53,15 @@ def fit_power_law(compute: np.ndarray, quality: np.ndarray) -> PowerLaw:
     ends = ", ".join(f"{quality[i]:.6g} at {compute[i]:.4g}" for i in (first, last))
     if b <= 0:
         raise UserError(
-            f"quality does not fall with compute: {ends}. A power law is of a loss or a distance, "
-            "which more compute lowers."
+            f"quality does not fall with compute: {ends}. A power law needs a loss or a distance "
+            "that more compute lowers."
         )
-    # If the largest exponent fits as well, only the first point has a value other than a.
-    squares, _, _ = fit_at(z, quality, np.array([c, list_exponents(z)[-1]]))
+    # If the largest exponent fits as well, all points but the first have the value a.
+    squares, _, _ = fit_at_exponents(z, quality, np.array([c, list_exponents(z)[-1]]))
     if squares[1] <= squares[0] * (1 + 1e-6) + 1e-24:
         raise UserError(
             f"quality falls at the smallest compute alone, {ends}: no exponent is the best one. "
-            "Leave that point out or take some near it."
+            "Leave that point out, or add points near it."
         )
     return PowerLaw(a, float(b * np.exp(c * scale)), c)
 
@@ -86,34 +83,34 @@ def get_correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def check_points(
-    x: np.ndarray, quality: np.ndarray, need: int, curve: str
+    x: np.ndarray, quality: np.ndarray, least: int, curve: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Checks and returns x and quality as f64 [n].
 
-    Args: need, the number of different x.   curve, its name in messages.
-    Raises: ValueError for other shapes, values that are not positive and finite, too few x.
+    Args: least, how many different x are needed.   curve, its name in messages.
+    Raises: ValueError for other shapes, values that are not positive and finite, or too few x.
     """
     x, quality = (np.asarray(values, np.float64) for values in (x, quality))
     if x.shape != quality.shape or x.ndim != 1:
-        raise UserError(f"computes and qualities of shapes {x.shape} and {quality.shape}: [n].")
-    for name, values in (("compute", x), ("quality", quality)):
-        bad = values[~(np.isfinite(values) & (values > 0))]
-        if len(bad):
-            raise UserError(f"{name} must be positive and finite, not {', '.join(map(str, bad))}.")
-    if (count := len(np.unique(x))) < need:
         raise UserError(
-            f"{curve} needs points at {need} different computes or more; here are {count}."
+            f"computes and qualities have shapes {x.shape} and {quality.shape}, not [n]."
+        )
+    for name, values in (("compute", x), ("quality", quality)):
+        invalid = values[~(np.isfinite(values) & (values > 0))]
+        if len(invalid):
+            listed = ", ".join(map(str, invalid))
+            raise UserError(f"{name} must be positive and finite, not {listed}.")
+    if (count := len(np.unique(x))) < least:
+        raise UserError(
+            f"{curve} needs points at {least} different computes or more; here are {count}."
         )
     return x, quality
 
 
 def center_logs(compute: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns log C minus its mean, and the mean.
-
-    About the mean, the unit of C changes only b.
-    """
-    z = np.log(compute)
-    return z - z.mean(), float(z.mean())
+    """Returns log C minus its mean, and the mean; the unit of C then changes only b."""
+    logs = np.log(compute)
+    return logs - logs.mean(), float(logs.mean())
 
 
 def list_exponents(z: np.ndarray) -> np.ndarray:
@@ -124,28 +121,31 @@ def list_exponents(z: np.ndarray) -> np.ndarray:
 def fit_best(
     z: np.ndarray, quality: np.ndarray, a: float | None = None
 ) -> tuple[float, float, float]:
-    """Returns a, b and c of the least squares.   Args: a, a fixed value, or None for the best."""
-    # Each round refines the grid around the best exponent, until double precision is reached.
-    tried = list_exponents(z)
-    while True:
-        squares, floors, factors = fit_at(z, quality, tried, a)
-        i = int(np.argmin(squares))
-        low, high = tried[max(i - 1, 0)], tried[min(i + 1, len(tried) - 1)]
-        if high / low < 1 + 1e-12:
-            return float(floors[i]), float(factors[i]), float(tried[i])
-        tried = np.linspace(low, high, 9)
-
-
-def fit_at(z, quality, c, a=None):
-    """Fits a law at each exponent c [G]; returns squared relative errors, a and b, [G] each.
+    """Fits a law to points at log C = z; returns a, b and c.
 
     Args: a, a fixed value, or None for the best one.
     """
-    x = np.exp(-c[:, None] * z[None]) / quality[None]
-    one = 1 / quality
-    a, b = solve(one @ one, x @ one, (x * x).sum(axis=1), one.sum(), x.sum(axis=1), a)
+    # Each round refines the grid around the best exponent, until double precision is reached.
+    exponents = list_exponents(z)
+    while True:
+        squares, floors, factors = fit_at_exponents(z, quality, exponents, a)
+        i = int(np.argmin(squares))
+        low, high = exponents[max(i - 1, 0)], exponents[min(i + 1, len(exponents) - 1)]
+        if high / low < 1 + 1e-12:
+            return float(floors[i]), float(factors[i]), float(exponents[i])
+        exponents = np.linspace(low, high, 9)
+
+
+def fit_at_exponents(z, quality, c, a=None):
+    """Fits a law with each exponent c [G]; returns squared relative errors, a and b, [G] each.
+
+    Args: a, a fixed value, or None for the best one.
+    """
+    w = 1 / quality  # so that errors are relative
+    x = np.exp(-c[:, None] * z[None]) / quality[None]  # w C^-c  [G, n]
+    a, b = solve(w @ w, x @ w, (x * x).sum(axis=1), w.sum(), x.sum(axis=1), a)
     # The residuals are summed directly: as a difference of moments they would lose half the digits.
-    residuals = 1 - a[:, None] * one[None] - b[:, None] * x
+    residuals = 1 - a[:, None] * w[None] - b[:, None] * x
     return (residuals**2).sum(axis=1), a, b
 
 

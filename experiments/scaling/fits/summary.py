@@ -1,120 +1,124 @@
-"""The fits of a study as readable text."""
+"""The fits of a study as text."""
 
 import itertools
 
 from dit_jax.evaluation import plot_style
 
-REACHES = 1, 2, 4, 8, 16  # bins of gmacs / gmacs of the largest model in the fit
-LEAST_DEVIATIONS = (
-    2  # least difference, in standard deviations, at which one model is called better
-)
+# Bins of the gmacs of a predicted model over those of the largest model in the fit.
+REACHES = 1, 2, 4, 8, 16
+# The least difference, in standard deviations, at which one model is called better.
+LEAST_DEVIATIONS = 2
 
 
 def format_study(result: dict) -> str:
-    """Returns the result of `fit.study` as text."""
-    q = result["quality"]
+    """Returns the result of `fit.fit_study` as text."""
+    quality = result["quality"]
     lines = [
-        f"{q}: {result['rows']} rows, {result['models']} models, {result['seeds']} seeds, "
+        f"{quality}: {result['rows']} rows, {result['models']} models, {result['seeds']} seeds, "
         f"steps {', '.join(f'{step:,}' for step in result['steps'])}. Intervals are of "
         f"{result['level']:.0%}, over models."
     ]
     # Fits that failed come last, with their reasons.
     left_out = []
-    for name, (title, text) in PARTS.items():
+    for name, (title, format_fit) in PARTS.items():
         fit = result[name]
         if "left_out" in fit:
             left_out.append(f"  {title}: {fit['left_out']}")
         else:
-            lines += ["", title, *(f"  {line}" for line in text(fit, q))]
+            lines += ["", title, *(f"  {line}" for line in format_fit(fit, quality))]
     if left_out:
         lines += ["", "Left out", *left_out]
     return "\n".join(lines)
 
 
-def format_networks(found: dict, quality: str) -> str:
-    """Returns the result of `contrasts.networks` as text."""
-    return "\n".join(_pairs(found, quality))
+def format_networks(result: dict, quality: str) -> str:
+    """Returns the result of `contrasts.compare_networks` as text."""
+    return "\n".join(_format_pairs(result, quality))
 
 
-def _interval(interval, digits=3):
-    """Returns '0.1 to 0.2'; an end that was not found is '?'."""
+def _format_interval(interval, digits=3):
+    """Returns '0.1 to 0.2', with '?' for an end that was not found."""
     if interval is None or tuple(interval) == (None, None):
         return "no interval"
     low, high = ("?" if end is None else f"{end:.{digits}g}" for end in interval)
     return f"{low} to {high}"
 
 
-# A function of PARTS takes a fit's result and the quality's name, and yields lines of text.
+# The functions of PARTS take the result of a fit and the name of the quality, and yield lines.
 
 
-def _line(fit, q):
-    yield f"{q} = intercept + slope log10(gmacs), at equal steps"
-    for at in fit["steps"]:
-        yield f"step {at['step']:>10,}: {_slope(at)}"
+def _format_line(fit, quality):
+    yield f"{quality} = intercept + slope log10(gmacs), at equal steps"
+    for line in fit["steps"]:
+        yield f"step {line['step']:>10,}: {_describe_line(line)}"
 
 
-def _slope(at):
-    slope, r = _interval(at["slope_interval"]), at["correlation"]
+def _describe_line(line):
+    interval = _format_interval(line["slope_interval"])
     return (
-        f"slope {at['slope']:.4g} ({slope}), correlation {r:.4f} (of log params "
-        f"{at['of_params']:.4f}), {at['points']} runs"
+        f"slope {line['slope']:.4g} ({interval}), correlation {line['correlation']:.4f} (of log "
+        f"params {line['of_params']:.4f}), {line['points']} runs"
     )
 
 
-def _law(fit, q):
-    at = f" at step {fit['step']:,}" if "step" in fit else ""
+def _format_law(fit, quality):
+    step = f" at step {fit['step']:,}" if "step" in fit else ""
     law = f"{fit['a']:.4g} + {fit['b']:.4g} {fit['x']}^-{fit['c']:.4g}"
-    yield f"{q} = {law}, {fit['points']} points{at}"
+    yield f"{quality} = {law}, {fit['points']} points{step}"
     if "no_intervals" in fit:
         yield f"no intervals: {fit['no_intervals']}"
     else:
-        floor = _interval(fit["a_interval"])
-        yield f"exponent {_interval(fit['c_interval'])}; at infinite compute {floor}"
+        floor = _format_interval(fit["a_interval"])
+        yield f"exponent {_format_interval(fit['c_interval'])}; at infinite compute {floor}"
 
 
-def _largest(fit, q):
+def _format_largest(fit, quality):
+    interval = _format_interval(fit["interval"], digits=4)
     yield (
         f"{fit['model']} ({fit['gmacs']:.4g} gmacs, {fit['reach']:.2g} x the next) at step "
-        f"{fit['step']:,}: predicted {fit['predicted']:.4g} ({_interval(fit['interval'], 4)}), "
-        f"measured {fit['measured']:.4g} ({fit['relative_error']:+.1%})"
+        f"{fit['step']:,}: predicted {fit['predicted']:.4g} ({interval}), measured "
+        f"{fit['measured']:.4g} ({fit['relative_error']:+.1%})"
     )
 
 
-def _rolling(fit, q):
-    # Errors grow with the distance beyond the models in the fit, so they are shown by distance.
+def _format_rolling(fit, quality):
+    # Errors are grouped by reach, because they grow with it.
     edges = [*REACHES, float("inf")]
     for low, high in itertools.pairwise(edges):
         errors = [p["relative_error"] for p in fit["predictions"] if low < p["reach"] <= high]
         if errors:
-            span = f"{low:g} to {high:g}" if high < float("inf") else f"over {low:g}"
+            reach = f"{low:g} to {high:g}" if high < float("inf") else f"over {low:g}"
             mean, worst = sum(map(abs, errors)) / len(errors), max(errors, key=abs)
-            yield f"{span} x beyond: {mean:.1%} on average, {worst:+.1%} at worst, of {len(errors)}"
+            count = len(errors)
+            yield f"{reach} x beyond: {mean:.1%} on average, {worst:+.1%} at worst, of {count}"
 
 
-def _within_tokens(fit, q):
+def _format_within_tokens(fit, quality):
     for group in fit["groups"]:
-        line, end, further = group["line"], group["largest"], group["rolling"]
-        yield f"{_tokens(group)}: {line.get('left_out') or _slope(line)}"
-        yield from _indented([end["left_out"]] if "left_out" in end else _largest(end, q))
-        yield from _indented([] if "left_out" in further else _rolling(further, q))
+        line, largest, rolling = group["line"], group["largest"], group["rolling"]
+        yield f"{_name_tokens(group)}: {line.get('left_out') or _describe_line(line)}"
+        if "left_out" in largest:
+            lines = [largest["left_out"]]
+        else:
+            lines = [*_format_largest(largest, quality)]
+        if "left_out" not in rolling:
+            lines += _format_rolling(rolling, quality)
+        yield from (f"  {line}" for line in lines)
 
 
-def _indented(lines):
-    return (f"  {line}" for line in lines)
-
-
-def _iso_flop(fit, q):
-    for at in fit["budgets"]:
-        best = f"{at['budget']:.3g} GFLOPs, {_tokens(at)}: best of {len(at['models'])} "
-        best += at["best"]
-        if at["bracketed"]:
-            yield f"{best}; optimum {at['gmacs']:.3g} gmacs, {at['params']:.3g} parameters"
+def _format_iso_flop(fit, quality):
+    for budget in fit["budgets"]:
+        best = f"{budget['budget']:.3g} GFLOPs, {_name_tokens(budget)}: best of "
+        best += f"{len(budget['models'])} {budget['best']}"
+        if budget["bracketed"]:
+            sizes = f"{budget['gmacs']:.3g} gmacs, {budget['params']:.3g} parameters"
+            yield f"{best}; optimum {sizes}"
         else:
             yield f"{best}; no optimum between the models"
     for exponent in fit["exponents"]:
-        seeds = ", ".join(f"{one:.3f}" for one in exponent["by_seed"]) or "none"
+        seeds = ", ".join(f"{of_seed:.3f}" for of_seed in exponent["by_seed"]) or "none"
         yield (
-            f"{_tokens(exponent)}, {exponent['optima']} optima: optimal gmacs ~ "
+            f"{_name_tokens(exponent)}, {exponent['optima']} optima: optimal gmacs ~ "
             f"compute^{exponent['gmacs']:.3f} (of each seed: {seeds}), parameters ~ "
             f"compute^{exponent['params']:.3f}"
         )
@@ -122,8 +126,8 @@ def _iso_flop(fit, q):
         yield "fewer than 3 optima: no exponent"
 
 
-def _slopes(fit, q):
-    by_step = ", ".join(f"{at['mean']:+.3f} at {at['step']:,}" for at in fit["by_step"])
+def _format_slopes(fit, quality):
+    by_step = ", ".join(f"{step['mean']:+.3f} at {step['step']:,}" for step in fit["by_step"])
     yield f"mean {fit['mean']:+.3f}, and against log gmacs {fit['mean_per_gmacs']:+.3f}"
     if len(fit["by_step"]) > 1:
         yield f"mean at each step: {by_step}"
@@ -132,43 +136,43 @@ def _slopes(fit, q):
         yield f"{group['slope']:+.3f}  {', '.join(group['models'])}"
 
 
-def _pairs(fit, q):
-    noise = ", ".join(f"{_tokens(one)} {one['deviation']:.2%}" for one in fit["noise"])
+def _format_pairs(fit, quality):
+    noise = ", ".join(f"{_name_tokens(group)} {group['deviation']:.2%}" for group in fit["noise"])
     yield f"at step {fit['step']:,}; deviation between seeds: {noise or 'not known'}"
     for pair in fit["pairs"]:
-        a, b = pair["pair"]
-        sigma = pair["deviations"]
-        better = f"{pair['better']} is better"
-        if sigma is not None:
-            apart = abs(sigma) >= LEAST_DEVIATIONS
-            better = f"{better if apart else 'not told apart'}, {abs(sigma):.1f} deviations"
-        both = f"{_model(a)} {a[q]:.4g}, {_model(b)} {b[q]:.4g}"
-        yield f"{both}, at {pair['ratio']:.2f} x the {fit['cost']}: {better}"
+        verdict = f"{pair['better']} is better"
+        if pair["deviations"] is not None:
+            deviations = abs(pair["deviations"])
+            if deviations < LEAST_DEVIATIONS:
+                verdict = "not told apart"
+            verdict += f", {deviations:.1f} deviations"
+        models = ", ".join(f"{_name_model(row)} {row[quality]:.4g}" for row in pair["pair"])
+        yield f"{models}, at {pair['ratio']:.2f} x the {fit['cost']}: {verdict}"
 
 
-def _model(row):
+def _name_model(row):
     """Returns a model's name; for a DiT, with its depth and tokens."""
-    sizes = f" (depth {row['depth']}, {_tokens(row)})" if row["tokens"] else ""
+    sizes = f" (depth {row['depth']}, {_name_tokens(row)})" if row["tokens"] else ""
     return f"{row['model']}{sizes}"
 
 
-def _tokens(found):
-    """Returns '4 tokens', or 'UNets' without tokens."""
-    return plot_style.count("token", found["tokens"]) if found["tokens"] else "UNets"
+def _name_tokens(row):
+    """Returns '4 tokens'; for UNets, which have none, 'UNets'."""
+    return plot_style.format_count("token", row["tokens"]) if row["tokens"] else "UNets"
 
 
-# The parts of a study in their order, as keys of `fit.study`: (title, function).
+# The parts of the text in their order: key of `fit.fit_study`, (title, function).
 PARTS = {
-    "line": ("Against compute of a pass", _line),
-    "law": ("Power law of models at equal steps", _law),
-    "law_of_frontier": ("Power law of the best quality at each training compute", _law),
-    "largest": ("The largest model, predicted by the others", _largest),
-    "rolling": ("Predictions beyond the models fitted, errors", _rolling),
-    "within_tokens": ("Of one number of tokens alone", _within_tokens),
-    "iso_flop": ("Equal training compute", _iso_flop),
-    "tokens": ("Slope of log quality against log tokens", _slopes),
-    "depth": ("Slope of log quality against log depth", _slopes),
-    "hidden_size": ("Slope of log quality against log width", _slopes),
-    "equal_gmacs": ("Equal compute of a pass, other tokens", _pairs),
-    "equal_params": ("Equal parameters and tokens, other depth", _pairs),
+    "line": ("Against compute of a pass", _format_line),
+    "law": ("Power law of models at equal steps", _format_law),
+    "law_of_frontier": ("Power law of the best quality at each training compute", _format_law),
+    "largest": ("The largest model, predicted by the others", _format_largest),
+    "rolling": ("Predictions beyond the models fitted, errors", _format_rolling),
+    "within_tokens": ("Of one number of tokens alone", _format_within_tokens),
+    "iso_flop": ("Equal training compute", _format_iso_flop),
+    "tokens": ("Slope of log quality against log tokens", _format_slopes),
+    "depth": ("Slope of log quality against log depth", _format_slopes),
+    "hidden_size": ("Slope of log quality against log width", _format_slopes),
+    "equal_gmacs": ("Equal compute of a pass, other tokens", _format_pairs),
+    "equal_params": ("Equal parameters and tokens, other depth", _format_pairs),
 }

@@ -13,8 +13,8 @@ from configs import openmoji32_text
 from experiments.scaling.configs import default
 
 # Multiply-adds of a forward pass (DiT, UNet): S 14.5 M, 14.7 M; M 32.2 M, 32.4 M; L 69.8 M, 70.8 M.
-# 2.7 M of each are the text encoder's, which is the same in all models. A patch has 48 numbers, and
-# every DiT is wider than that.
+# Of each, 2.7 M are in the text encoder, which all models share. A patch has 48 numbers, and every
+# DiT is wider than that.
 DITS = {
     "dit-S": dict(hidden_size=72, depth=2, num_heads=3),
     "dit-M": dict(hidden_size=96, depth=3, num_heads=3),
@@ -25,7 +25,7 @@ UNETS = {
     "unet-M": dict(base_channels=8, channel_mult=(1, 2, 4)),
     "unet-L": {},  # the UNet of configs/openmoji32_text.py
 }
-# Constant over training. In the sweep `rates` 1e-2 has a lower loss after as many steps, but its
+# Constant over training. In the sweep `rates`, 1e-2 has a lower loss after as many steps, but its
 # models hardly follow their captions.
 LEARNING_RATES = {"dit": 3e-3, "unet": 3e-3}
 
@@ -41,7 +41,7 @@ def get_config(part: str = "main"):
     config = default.get_config(base)
     for network, sizes in (("dit", DITS), ("unet", UNETS)):
         for name, keys in sizes.items():
-            # A whole model, with its name: the base is a DiT, and a UNet has other keys.
+            # Every size is a whole model with its name, because the base is a DiT.
             model = openmoji32_text.get_config(network).model
             model.update(keys)
             config.sizes[name] = model

@@ -1,4 +1,4 @@
-"""A whole Stable Diffusion from diffusers' folder: one workdir, that draws, and what is refused."""
+"""A whole Stable Diffusion from diffusers' directory: one workdir that draws images."""
 
 import json
 import shutil
@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDENS, ROOT
-from helpers import bpe, published_configs
+from conftest import ROOT
+from helpers import bpe, published_configs, published_files
+from helpers.published_files import WEIGHTS
 
 from configs import default, sd_finetune
 from dit_jax import conditions, convert, workdirs
@@ -20,7 +21,6 @@ from dit_jax.sampling import generate, requests, runs
 from dit_jax.workdirs import checkpoint
 
 ZERO_SNR = dict(rescale_betas_zero_snr=True)
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET = published_configs.UNET | dict(in_channels=2, out_channels=2, cross_attention_dim=16)
 VAE = published_configs.VAE | dict(scaling_factor=0.5, shift_factor=0.1)
 CLIP = published_configs.CLIP | {"architectures": ["CLIPTextModel"]}
@@ -37,7 +37,7 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-FILES = {
+JSON_FILES = {
     "model_index.json": INDEX,
     "unet/config.json": UNET,
     "vae/config.json": VAE,
@@ -45,63 +45,61 @@ FILES = {
     "scheduler/scheduler_config.json": published_configs.SCHEDULER,
     "tokenizer/tokenizer_config.json": {"pad_token": "!"},
 }
+SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.json"
+ABSENT = "absent"
 
 
-def _golden(name):
-    with np.load(GOLDENS / f"{name}_tiny_reference.npz") as file:
-        return {n.removeprefix("w/"): file[n] for n in file.files if n.startswith("w/")}
-
-
-def _unet():
-    """The recorded UNet, of as many channels as the VAE's latents, and as wide contexts as CLIP."""
-    actual = _golden("unet")
-    for name, array in actual.items():
+def _make_unet(context_size=16):
+    """Returns the recorded UNet with the channels of the VAE's latents and the width of CLIP."""
+    tensors = published_files.read_golden("unet")
+    for name, array in tensors.items():
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            actual[name] = np.resize(array, (len(array), 16))
+            tensors[name] = np.resize(array, (len(array), 16))[:, :context_size].copy()
     for name in ("conv_out.weight", "conv_out.bias"):
-        actual[name] = actual[name][:2]
-    actual["conv_in.weight"] = actual["conv_in.weight"][:, :2].copy()
-    return actual
+        tensors[name] = tensors[name][:2]
+    tensors["conv_in.weight"] = tensors["conv_in.weight"][:, :2].copy()
+    return tensors
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """What diffusers writes of a tiny Stable Diffusion. Do not change."""
+def diffusers_dir(tmp_path_factory):
+    """A tiny Stable Diffusion as diffusers writes it; shared, so no test may change it."""
     root = tmp_path_factory.mktemp("diffusers") / "sd"
     bpe.write(root / "tokenizer")
-    for name, contents in FILES.items():
+    for name, contents in JSON_FILES.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(json.dumps(contents))
-    safetensors.numpy.save_file(_unet(), root / "unet" / WEIGHTS)
-    safetensors.numpy.save_file(_golden("vae"), root / "vae" / WEIGHTS)
-    safetensors.numpy.save_file(_golden("clip"), root / "text_encoder" / "model.safetensors")
+    safetensors.numpy.save_file(_make_unet(), root / "unet" / WEIGHTS)
+    safetensors.numpy.save_file(published_files.read_golden("vae"), root / "vae" / WEIGHTS)
+    safetensors.numpy.save_file(
+        published_files.read_golden("clip"), root / "text_encoder" / "model.safetensors"
+    )
     return root
 
 
 @pytest.fixture(scope="module")
-def converted(folder, tmp_path_factory):
-    """The workdir that comes of it. Do not change."""
+def converted(diffusers_dir, tmp_path_factory):
+    """The converted workdir; shared, so no test may change it."""
     workdir = tmp_path_factory.mktemp("runs") / "sd"
-    convert.to_workdir("sd", folder, workdir)
+    convert.to_workdir("sd", diffusers_dir, workdir)
     return workdir
 
 
 @pytest.fixture
-def source(folder, tmp_path):
-    """A copy of the folder, to change."""
-    return shutil.copytree(folder, tmp_path / "source")
+def source(diffusers_dir, tmp_path):
+    """A copy of the directory, which a test may change."""
+    return shutil.copytree(diffusers_dir, tmp_path / "source")
 
 
-def _change(source, name, **changes):
-    """Writes a file of the folder with changed fields; a field that is DEL is left out."""
-    contents = {k: v for k, v in (FILES[name] | changes).items() if v is not DEL}
+def _change_fields(source, name, **changes):
+    """Writes a JSON file with changed fields; a field that is ABSENT is left out."""
+    contents = {
+        key: value for key, value in (JSON_FILES[name] | changes).items() if value is not ABSENT
+    }
     (source / name).write_text(json.dumps(contents))
 
 
-DEL = "left out"
-
-
-def test_config_says_what_the_files_say(converted):
+def test_config_matches_the_files(converted):
     config = workdirs.load_config(converted)
     assert config.to_dict().keys() == default.get_config().to_dict().keys()
     assert config.diffusion.to_dict() == default.get_config().diffusion.to_dict() | dict(
@@ -117,25 +115,30 @@ def test_config_says_what_the_files_say(converted):
 
 
 @pytest.mark.slow
-def test_parts_are_those_of_the_folder(converted):
+def test_parts_have_the_arrays_of_the_files(converted):
     trained = runs.load(converted)
-    for params, name, actual, config in (
-        (trained.params, "unet", _unet(), trained.config.model),
+    for params, name, tensors, config in (
+        (trained.params, "unet", _make_unet(), trained.config.model),
         (
             trained.vae.params,
             "vae",
-            _golden("vae"),
+            published_files.read_golden("vae"),
             workdirs.load_config(converted / "vae").model,
         ),
-        (trained.encoder.params, "clip", _golden("clip"), published_configs.CLIP_CONFIG),
+        (
+            trained.encoder.params,
+            "clip",
+            published_files.read_golden("clip"),
+            published_configs.CLIP_CONFIG,
+        ),
     ):
-        jax.tree.map(np.testing.assert_array_equal, params, convert.load(name, actual, config))
+        jax.tree.map(np.testing.assert_array_equal, params, convert.load(name, tensors, config))
     request = conditions.build(trained.config).request(["the cat's on"])
     np.testing.assert_array_equal(request.null[0], [533, 534] + [0] * 10)  # "!" pads
 
 
 @pytest.mark.slow
-def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
+def test_moved_workdir_draws_the_same_images(converted, run_command, tmp_path):
     settings = dict(sampler="dpmpp2m", steps=3, cfg_scale=7.5)
     trained = runs.load(converted, settings=settings)
     sample = trained.make_sample_fn()
@@ -151,9 +154,9 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     moved = shutil.copytree(converted, tmp_path / "elsewhere" / "sd")
     flags = [f"--{name}={value}" for name, value in settings.items()]
     request = ["--prompt=the cat", "--negative_prompt=a photo", "--num=1"]
-    out = tmp_path / "x.npz"
+    out = tmp_path / "samples.npz"
     run_command("sample", "--workdir", moved, *flags, *request, "--out", out)
-    with np.load(out) as file:  # compiled as users' is
+    with np.load(out) as file:  # by a process of its own, compiled as for users
         assert np.abs(file["arr_0"] - expected).max() <= 1
 
 
@@ -162,23 +165,23 @@ def test_moved_workdir_draws_as_told(converted, run_command, tmp_path):
     [("sd15", "epsilon"), ("sd2-base", "epsilon"), ("sd2", "v_prediction")],
 )
 def test_finetuning_config_has_the_process_of_the_files(source, version, reference):
-    """Else training would refuse to begin with them; convert_unet_test compares the sizes."""
-    _change(source, SCHEDULER_FILE, num_train_timesteps=1000, prediction_type=reference)
+    """Otherwise training refuses to start from them. convert_unet_test compares the sizes."""
+    _change_fields(source, SCHEDULER_FILE, num_train_timesteps=1000, prediction_type=reference)
     process, prediction, _ = stable_diffusion.read_process(source / SCHEDULER_FILE)
     config = sd_finetune.get_config(version)
     assert config.diffusion.to_dict() == config.diffusion.to_dict() | process
     assert config.objective.prediction == prediction
 
 
-def test_another_text_encoder_is_refused(converted, folder, tmp_path):
-    """Of the same sizes, which no array tells."""
+def test_another_text_encoder_is_refused(converted, tmp_path):
+    """Its sizes are the same, so only the digest shows it."""
     assert runs.load(converted).encoder.digest == (
         workdirs.load_config(converted).text.encoder_digest
     )
     workdir = shutil.copytree(converted, tmp_path / "run")
     config = workdirs.load_config(workdir / "text_encoder")
     shutil.rmtree(workdir / "text_encoder" / "checkpoints")
-    params = convert.load("clip", _golden("clip"), config.model)
+    params = convert.load("clip", published_files.read_golden("clip"), config.model)
     params["final_layer_norm"]["bias"] = params["final_layer_norm"]["bias"] + 1e-3
     checkpoint.save_params(workdir / "text_encoder", config, params)
     with pytest.raises(
@@ -187,7 +190,7 @@ def test_another_text_encoder_is_refused(converted, folder, tmp_path):
         runs.load(workdir)
 
 
-def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):
+def test_paths_outside_a_workdir_are_kept(converted, tmp_path):
     workdir = shutil.copytree(converted, tmp_path / "run")
     for part in ("vae", "text_encoder"):
         (workdir / part).rename(tmp_path / part)
@@ -203,7 +206,7 @@ def test_paths_outside_a_workdir_stay_as_they_are(converted, tmp_path):
     assert config.text.encoder == str(workdir / "../text_encoder")
 
 
-def test_no_data_to_draw_captions_from(converted):
+def test_workdir_without_data_refuses_to_draw_captions(converted):
     config = runs.load(converted).config
     with pytest.raises(ValueError, match=r"data.name is empty: this config names no images"):
         requests.draw(config, "random", 2)
@@ -225,15 +228,15 @@ def test_no_data_to_draw_captions_from(converted):
         (dict(prediction_type="sample", beta_schedule="linear"), "x_0", "ddim_level1", "leading"),
         (dict(set_alpha_to_one=True), "eps", "ddim", "leading"),
         # PNDM's default is False, DDIM's True.
-        (dict(set_alpha_to_one=DEL), "eps", "ddim_level1", "leading"),
-        (dict(set_alpha_to_one=DEL, _class_name="DDIMScheduler"), "eps", "ddim", "leading"),
+        (dict(set_alpha_to_one=ABSENT), "eps", "ddim_level1", "leading"),
+        (dict(set_alpha_to_one=ABSENT, _class_name="DDIMScheduler"), "eps", "ddim", "leading"),
         (dict(timestep_spacing="trailing"), "eps", "ddim_level1", "trailing"),
         (dict(timestep_spacing="linspace"), "eps", "ddim_level1", "leading"),
     ],
     ids=str,
 )
-def test_processes(source, changes, prediction, sampler, grid):
-    _change(source, "scheduler/scheduler_config.json", **changes)
+def test_process_and_sampler_of_a_scheduler(source, changes, prediction, sampler, grid):
+    _change_fields(source, "scheduler/scheduler_config.json", **changes)
     path = source / "scheduler" / "scheduler_config.json"
     process, predicted, sample = stable_diffusion.read_process(path)
     assert predicted == prediction
@@ -242,16 +245,13 @@ def test_processes(source, changes, prediction, sampler, grid):
     assert sample == dict(sampler=sampler, grid=grid)
 
 
-def test_process_that_was_read_is_the_config_s(source, tmp_path):
+def test_config_has_the_process_of_the_scheduler(source, tmp_path):
     changes = dict(prediction_type="v_prediction", timestep_spacing="trailing", **ZERO_SNR)
-    _change(source, "scheduler/scheduler_config.json", **changes)
+    _change_fields(source, "scheduler/scheduler_config.json", **changes)
     config = convert.to_workdir("sd", source, tmp_path / "ours")
     assert config.objective.prediction == "v"
     assert config.diffusion.zero_terminal_snr
     assert (config.sample.sampler, config.sample.grid) == ("ddim_level1", "trailing")
-
-
-SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.json"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.jso
         ),
         (
             INDEX_FILE,
-            dict(vae=DEL, scheduler=[None, None]),
+            dict(vae=ABSENT, scheduler=[None, None]),
             r"(?s)vae=None; supp.*scheduler=\[None, None\]; supported: a part",
         ),
         (
@@ -282,7 +282,7 @@ SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.jso
             dict(beta_schedule="laplace"),
             "beta_schedule='laplace'; supported: linear, scaled_linear, squaredcos_cap_v2",
         ),
-        (SCHEDULER_FILE, dict(beta_schedule=DEL), "beta_schedule=None; supported: linear"),
+        (SCHEDULER_FILE, dict(beta_schedule=ABSENT), "beta_schedule=None; supported: linear"),
         (
             SCHEDULER_FILE,
             dict(prediction_type="flow_prediction"),
@@ -312,12 +312,12 @@ SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.jso
         (
             "unet/config.json",
             dict(cross_attention_dim=12),
-            "unet has cross_attention_dim=12 .*, but text_encoder hidden_size=16",
+            "unet has cross_attention_dim=12 .*, but text_encoder has hidden_size=16",
         ),
         (
             "vae/config.json",
             dict(latent_channels=4),
-            "unet has .* in_channels=2, but .* vae latent_channels=4",
+            "unet has .* in_channels=2, but .* vae has latent_channels=4",
         ),
         ("unet/config.json", dict(in_channels=9), "in_channels=9; supported: out_channels, witho"),
         ("vae/config.json", dict(layers_per_block=2), "does not fit the model"),
@@ -326,18 +326,15 @@ SCHEDULER_FILE, INDEX_FILE = "scheduler/scheduler_config.json", "model_index.jso
     ],
     ids=str,
 )
-def test_what_is_not_supported_is_refused_before_anything_is_written(
+def test_unsupported_fields_are_refused_before_anything_is_written(
     source, tmp_path, name, changes, message
 ):
     if name == "unet/config.json" and "cross_attention_dim" in changes:
         safetensors.numpy.save_file(
-            {
-                n: a[:, :12].copy() if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) else a
-                for n, a in _unet().items()
-            },
+            _make_unet(context_size=12),
             source / "unet" / WEIGHTS,
         )
-    _change(source, name, **changes)
+    _change_fields(source, name, **changes)
     with pytest.raises(ValueError, match=message):
         convert.to_workdir("sd", source, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
@@ -364,29 +361,29 @@ def test_missing_files_are_named_before_anything_is_written(source, tmp_path, na
     assert not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("written", [0, 1, 2])
-def test_a_conversion_that_ends_early_leaves_nothing(folder, tmp_path, monkeypatch, written):
-    """After so many of its three workdirs."""
+@pytest.mark.parametrize("num_written", [0, 1, 2])
+def test_interrupted_conversion_leaves_nothing(diffusers_dir, tmp_path, monkeypatch, num_written):
+    """The conversion is interrupted after one, two or none of its three workdirs."""
     save, saved = checkpoint.save_params, []
 
     def stop(workdir, *arguments):
-        if len(saved) == written:
+        if len(saved) == num_written:
             raise KeyboardInterrupt
         saved.append(workdir)
         save(workdir, *arguments)
 
     monkeypatch.setattr(checkpoint, "save_params", stop)
     with pytest.raises(KeyboardInterrupt):
-        convert.to_workdir("sd", folder, tmp_path / "ours")
+        convert.to_workdir("sd", diffusers_dir, tmp_path / "ours")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("written", [1, 2, 3])
-def test_a_conversion_that_is_killed_goes_on_when_it_is_run_again(
-    folder, converted, tmp_path, run_command, written
+@pytest.mark.parametrize("num_written", [1, 2, 3])
+def test_killed_conversion_can_be_repeated(
+    diffusers_dir, converted, tmp_path, run_command, num_written
 ):
-    """With SIGKILL after so many of its three workdirs."""
+    """The conversion gets SIGKILL after one, two or three of its workdirs."""
     target = tmp_path / "ours"
     code = f"""
 import os, pathlib, signal
@@ -396,15 +393,15 @@ save, saved = checkpoint.save_params, []
 def stop(workdir, *arguments):
     save(workdir, *arguments)
     saved.append(workdir)
-    if len(saved) == {written}:
+    if len(saved) == {num_written}:
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save_params = stop
-convert.to_workdir("sd", pathlib.Path({str(folder)!r}), pathlib.Path({str(target)!r}))
+convert.to_workdir("sd", pathlib.Path({str(diffusers_dir)!r}), pathlib.Path({str(target)!r}))
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert process.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == [".ours.partial"]
-    run_command("convert", "sd", folder, target)
+    run_command("convert", "sd", diffusers_dir, target)
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
     for part in ("", "vae", "text_encoder"):
         names = [
@@ -417,8 +414,8 @@ convert.to_workdir("sd", pathlib.Path({str(folder)!r}), pathlib.Path({str(target
 
 
 @pytest.mark.slow
-def test_command(folder, tmp_path, run_command):
-    out = run_command("convert", "sd", folder, tmp_path / "ours")
+def test_command(diffusers_dir, tmp_path, run_command):
+    out = run_command("convert", "sd", diffusers_dir, tmp_path / "ours")
     assert out.startswith(f"{tmp_path / 'ours'}: " + '{"attention": "auto"')
-    error = run_command("convert", "sd", folder, tmp_path / "ours", fails=True)
+    error = run_command("convert", "sd", diffusers_dir, tmp_path / "ours", fails=True)
     assert "ours is not empty" in error

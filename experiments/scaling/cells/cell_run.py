@@ -1,6 +1,6 @@
 """The run of one cell of a sweep: training, then an evaluation at every compute point.
 
-A cell that was interrupted continues from what it has saved.
+An interrupted cell continues from what it has saved.
 """
 
 import hashlib
@@ -29,62 +29,70 @@ INTERRUPTED = 75
 
 
 def run(
-    cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path, made: bool = False
+    cell: grid.Cell,
+    evaluation: ConfigDict,
+    directory: pathlib.Path,
+    made_by_sweep: bool = False,
 ) -> None:
-    """Trains and evaluates a cell, or does what remains to be done.
+    """Trains and evaluates a cell; an interrupted or finished cell does only what is missing.
 
     Args:
       evaluation: `config.evaluate` of the sweep.   directory: of the cell.
-      made: whether a sweep has made the directory. It is then not made again.
-    Raises: files.LostError if a made directory is gone; ValueError as `check`; as
+      made_by_sweep: whether the sweep has made the directory, which must then still exist.
+    Raises: files.LostError if the sweep's directory is gone; ValueError as `check`; as
       `train.train_and_evaluate` and `samples.evaluate`, whose errors are recorded as the cell's
       failure. A signal (stopping.Stopped) and a full disk are not failures.
     """
-    # The sweep's directory may have been moved since; a new one would start the cell from scratch.
-    if made:
+    # If the sweep's directory was moved, a new one here would start the cell from scratch.
+    if made_by_sweep:
         files.Directory(directory)
     # A process of a killed sweep may still run the cell: wait until it ends.
     with locks.hold(directory / LOCK, wait=True) as lock:
         if sharding.broadcast_text(get_state(cell, evaluation, directory)) == "done":
             logger.info("%s is done.", cell.name)
             return
-        if lost := _lost(_read(directory), directory):
+        if lost := _list_lost_pictures(_read_record(directory), directory):
             logger.warning("%s has lost %s: it is measured again.", cell.name, ", ".join(lost))
         check(cell, directory, latents.open_split(cell.config, "train").metadata)
-        # The time of earlier parts of this run adds up. A part that was killed recorded none.
+        # Wall time adds up over calls. A call that was killed has recorded none.
         began = time.monotonic()
-        before = _read(directory).get("wall_seconds", 0)
+        earlier_seconds = _read_record(directory).get("wall_seconds", 0)
         pictures = []
 
-        def note(state, **more):
+        def write_state(state, **failure):
             if jax.process_index() == 0:
                 lock.directory.check()  # after a move, a checkpoint may have made a new directory
-                seconds = before + time.monotonic() - began
-                more = {"wall_seconds": seconds, "devices": jax.device_count(), **more}
-                more |= {"pictures": pictures, **rows.describe_code()}
-                _write(cell, evaluation, directory, state, more)
+                fields = {
+                    "wall_seconds": earlier_seconds + time.monotonic() - began,
+                    "devices": jax.device_count(),
+                    **failure,
+                    "pictures": pictures,
+                    **rows.describe_code(),
+                }
+                _write_record(cell, evaluation, directory, state, fields)
 
         # The record is written first, so that a killed cell counts as begun.
-        note("begun")
+        write_state("begun")
         try:
             train.train_and_evaluate(cell.config, directory)
             for row in _evaluate(cell, evaluation, directory) if evaluation.num else ():
                 pictures.append(row["picture"])
-        except Exception as error:  # any error is the cell's failure
-            if not cli.is_repairable(error):  # but a full disk: the cell may continue later
-                note("failed", error=str(error), traceback=traceback.format_exc())
+        except Exception as error:
+            if not cli.is_repairable(error):  # after a full disk, the cell may continue later
+                write_state("failed", error=str(error), traceback=traceback.format_exc())
             raise
         except stopping.Stopped:
-            note("begun")  # again, to record the time until the signal
+            write_state("begun")  # again, to record the time until the signal
             raise
-        note("done")
+        write_state("done")
 
 
 def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
-    """Raises unless the directory's run, if any, has the cell's config and its compute points.
+    """Raises if the directory has a run that cannot become the cell's.
 
     Args: metadata, of the training data.
-    Raises: ValueError with the keys that differ, or the compute points without a checkpoint.
+    Raises: ValueError with the config's keys that differ, or the compute points that the run has
+      passed without a checkpoint.
     """
     workdirs.check_config(directory, latents.build(cell.config).resolve(metadata))
     saved = workdirs.saved_steps(directory)
@@ -93,12 +101,13 @@ def check(cell: grid.Cell, directory: pathlib.Path, metadata: dict) -> None:
     if missing:
         raise UserError(
             f"{directory} is trained to step {saved[-1]} and has kept {saved}, not the compute "
-            f"points {missing}. Take steps among these and beyond the last, or another --workdir."
+            f"points {missing}. Choose compute points among the kept steps and beyond the last, "
+            "or another --workdir."
         )
 
 
 def _evaluate(cell, evaluation, directory):
-    """Evaluates every compute point and yields its row; a point measured before is read back."""
+    """Yields the row of every compute point; a point that was measured before is read back."""
     extractor = load_extractor(evaluation)
     reference = references.load_for_run(
         cell.config, evaluation.reference, extractor, workdir=directory
@@ -135,47 +144,50 @@ def get_state(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) 
     A record of another config or evaluation counts as 'begun'. So does a finished cell that has
     lost rows or pictures.
     """
-    known = _read(directory)
-    if not known:
+    fields = _read_record(directory)
+    if not fields:
         return "waiting"
-    if known["digest"] != _digest(cell, evaluation):
+    if fields["digest"] != _compute_digest(cell, evaluation):
         return "begun"
-    return "begun" if known["state"] == "done" and _lost(known, directory) else known["state"]
+    if fields["state"] == "done" and _list_lost_pictures(fields, directory):
+        return "begun"
+    return fields["state"]
 
 
-def _lost(found, directory):
+def _list_lost_pictures(fields, directory):
     """Returns the pictures in a cell's record whose row or file is missing."""
-    pictures = found.get("pictures", ())  # absent without evaluations and in older records
-    kept = rows.read(directory / "evaluations.jsonl") if pictures else []
-    named = {row.get("picture") for row in kept}
-    return [name for name in pictures if name not in named or not (directory / name).is_file()]
+    pictures = fields.get("pictures", ())  # absent without evaluations and in older records
+    evaluations = rows.read(directory / "evaluations.jsonl") if pictures else []
+    have_row = {row.get("picture") for row in evaluations}
+    return [name for name in pictures if name not in have_row or not (directory / name).is_file()]
 
 
 def get_error(directory: pathlib.Path) -> str:
     """Returns the message of the error that made the cell fail."""
-    return _read(directory).get("error") or "no message"
+    return _read_record(directory).get("error") or "no message"
 
 
 def record_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path, error: str):
-    """Records that a cell failed, for a process that died before it could record this itself."""
+    """Records that a cell failed, if its process died before it could record this itself."""
     if get_state(cell, evaluation, directory) != "failed":
-        _write(cell, evaluation, directory, "failed", _read(directory) | {"error": error})
+        fields = _read_record(directory) | {"error": error}
+        _write_record(cell, evaluation, directory, "failed", fields)
 
 
 def forget_failure(cell: grid.Cell, evaluation: ConfigDict, directory: pathlib.Path) -> None:
     """Sets a failed cell to 'begun', so that it is tried again."""
     if get_state(cell, evaluation, directory) == "failed":
-        _write(cell, evaluation, directory, "begun", _read(directory))
+        _write_record(cell, evaluation, directory, "begun", _read_record(directory))
 
 
-def _digest(cell, evaluation):
+def _compute_digest(cell, evaluation):
     """Returns a digest of everything that determines the cell's results."""
     parts = cell.config.to_dict(), cell.steps, evaluation.to_dict()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read(directory):
-    """Returns the record of a cell; {} if there is none or if it is damaged."""
+def _read_record(directory):
+    """Returns the record of a cell; {} if it is absent or damaged."""
     try:
         return record.read(directory) if (directory / record.FILE).is_file() else {}
     except ValueError as error:
@@ -183,14 +195,15 @@ def _read(directory):
         return {}
 
 
-def _write(cell, evaluation, directory, state, more):
-    names = {"name": cell.name, "grid": cell.grid, "size": cell.size, "steps": cell.steps}
-    names |= {"axes": cell.axes, "digest": _digest(cell, evaluation), "state": state}
-    # `more` may be an older record, so the current values must win.
-    text = json.dumps(more | names, indent=2) + "\n"
+def _write_record(cell, evaluation, directory, state, fields):
+    """Writes the record of a cell: the fields, the cell's identity and its state."""
+    identity = {"name": cell.name, "grid": cell.grid, "size": cell.size, "steps": cell.steps}
+    identity |= {"axes": cell.axes, "digest": _compute_digest(cell, evaluation), "state": state}
+    # `fields` may be an older record, so the current values must win.
+    text = json.dumps(fields | identity, indent=2) + "\n"
     files.replace_text(directory / record.FILE, text)
 
 
-def is_busy(directory: pathlib.Path) -> bool:
+def is_running(directory: pathlib.Path) -> bool:
     """Returns whether some process is running the cell."""
     return locks.is_held(directory / LOCK)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dit_jax import latents
-from dit_jax.data import captions
+from dit_jax.data import metadata
 
 
 @pytest.fixture
@@ -26,19 +26,19 @@ def _metadata(config, root, contents):
 
 
 ONE, TWO = b'{"file_name": "0.png", "text": "a zero"}', b'{"file_name": "1.png", "text": ["one"]}'
-CAPTION = "JSON with text, a caption or a list of captions, at least one, not '{"
+CAPTION = "JSON with text, a caption or a list of captions, at least one: '{"
 
 
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (None, r"no .*metadata.jsonl: with data.caption_feature='text' a folder needs one line"),
+        (None, r"no .*metadata.jsonl: the config reads text of each image from there. Write one"),
         (b'{"file_name": "0.png"}', rf"line 1 of .*metadata.jsonl must be {CAPTION}"),
         (b'\n\n{"text": "a zero"}', r"line 3 of .*metadata.jsonl must be JSON with file_name, a t"),
-        (ONE + b"\n1.png a one", r"line 2 of .*jsonl must be JSON with file_name, a text, not '1"),
+        (ONE + b"\n1.png a one", r"line 2 of .*jsonl must be JSON with file_name, a text: '1"),
         (
             b'[["file_name", "0.png"], ["text", "a"]]',
-            r"line 1 of .*jsonl must be JSON with file_name, a text, not",
+            r"line 1 of .*jsonl must be JSON with file_name, a text: '\[\[",
         ),
         (b'{"file_name": 0, "text": "a"}', r"line 1 of .*jsonl must be JSON with file_name, a te"),
         (b'{"file_name": "0.png", "text": []}', rf"line 1 of .*jsonl must be {CAPTION}"),
@@ -68,7 +68,8 @@ def test_metadata_of_other_editors(config, tmp_path, end):
 def _read(tmp_path, rows, known=("0.png", "sub/1.png")):
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (tmp_path / "metadata.jsonl").write_bytes(b"\n".join(lines))
-    return captions.read(tmp_path / "metadata.jsonl", "text", dict.fromkeys(known))
+    path, names = tmp_path / "metadata.jsonl", metadata.ImageNames(known)
+    return metadata.read(path, {"text": metadata.parse_captions}, names)
 
 
 def _row(name):
@@ -135,11 +136,11 @@ def test_all_lines_that_are_wrong_are_listed_with_their_numbers(tmp_path):
 
 def test_captions_that_are_too_long_together_are_refused(tmp_path, monkeypatch):
     rows = [{"file_name": name, "text": "x" * 900} for name in ("0.png", "sub/1.png")]
-    monkeypatch.setattr(captions.json_files, "MAX_BYTES", 1000)
-    monkeypatch.setattr(captions, "MAX_BYTES_PER_IMAGE", 500)
-    assert _read(tmp_path, rows)[1] == ["x" * 900] * 2
-    monkeypatch.setattr(captions, "MAX_BYTES_PER_IMAGE", 400)
-    with pytest.raises(ValueError, match=r"1,800 bytes of captions up to line 2, .* of 2 images"):
+    monkeypatch.setattr(metadata.json_files, "MAX_BYTES", 1000)
+    monkeypatch.setattr(metadata, "MAX_BYTES_PER_IMAGE", 500)
+    assert list(_read(tmp_path, rows).values()) == [{"text": "x" * 900}] * 2
+    monkeypatch.setattr(metadata, "MAX_BYTES_PER_IMAGE", 400)
+    with pytest.raises(ValueError, match=r"1,800 bytes up to line 2, the most .* of 2 images"):
         _read(tmp_path, rows)
     with pytest.raises(ValueError, match=r"line 1 of .*: it has more than 0 MiB"):
         _read(tmp_path, [{"file_name": "0.png", "text": "x" * 2000}])
@@ -149,11 +150,11 @@ def test_names_are_found_as_the_folder_has_them(tmp_path):
     """In other spellings of a path, and of é; a name that is strange but there is no fault."""
     known = ["0.png", "sub/1.png", "cafe\u0301.png", "odd\\name.png"]
     rows = ["./0.png", "sub//1.png", "caf\u00e9.png", "odd\\name.png"]
-    names, texts = _read(tmp_path, [_row(name) | {"width": None} for name in rows], known)
-    assert names == known
-    assert texts == ["a"] * 4
+    read = _read(tmp_path, [_row(name) | {"width": None} for name in rows], known)
+    assert list(read) == known
+    assert list(read.values()) == [{"text": "a"}] * 4
 
 
 def test_empty_captions_and_other_keys_are_allowed(tmp_path):
     line = b'{"score": NaN, "file_name": "0.png", "more": {"text": 1}, "text": ""}'
-    assert _read(tmp_path, [line]) == (["0.png"], [""])
+    assert _read(tmp_path, [line]) == {"0.png": {"text": ""}}
