@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dit_jax import conditions, sharding
 from dit_jax.config import sizes
-from dit_jax.data import folders
+from dit_jax.data import folders, pixels
 from dit_jax.errors import UserError
 from dit_jax.latents import codec, loading, shards
 from dit_jax.system import files, locks, stopping
@@ -167,7 +167,7 @@ def _compile_batch(vae, encoder, mesh, mirrored, features) -> Callable:
 
     def encode_images(vae, image):  # [B, H, W, C] uint8
         if mirrored:
-            pairs = jnp.stack([image, image[..., ::-1, :]], axis=1)
+            pairs = jnp.stack([image, pixels.mirror(image)], axis=1)
             image = pairs.reshape(-1, *image.shape[1:])
         return codec.encode_in_groups(vae, image, mesh)
 
