@@ -300,7 +300,7 @@ def test_missing_and_damaged_files(toy_extractor, tmp_path):
     with pytest.raises(FileNotFoundError, match="no reference"):
         references.load(str(tmp_path / "none.npz"), toy_extractor)
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ValueError, match="it is cut short"):
+    with pytest.raises(ValueError, match="It is cut short"):
         references.load(str(tmp_path / "cut.npz"), toy_extractor)
 
 
