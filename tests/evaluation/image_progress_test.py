@@ -5,7 +5,7 @@ def test_progress_of_images_is_logged_where_there_is_no_terminal(monkeypatch, ca
     clock = iter([100.0, 110.0, 130.0, 165.0])
     monkeypatch.setattr(image_progress.time, "monotonic", lambda: next(clock))
     caplog.set_level("INFO", "dit_jax")
-    with image_progress.ImageProgress(1000, 100, bar=False) as progress:
+    with image_progress.ImageProgress(1000, 100, show_bar=False) as progress:
         for _ in range(4):
             progress.update(65)
     # After the first, of 165: 195 images in 65 s; 640 are left.

@@ -394,7 +394,7 @@ def test_tree_with_a_pipe_in_any_folder_is_refused(tmp_path):
     (tmp_path / "a" / "b" / "cycle").symlink_to(tmp_path)
     files.check_tree(tmp_path)  # ends, although the links form a cycle
     os.mkfifo(tmp_path / "a" / "b" / "pipe")
-    with pytest.raises(OSError, match="/a/b/pipe is no file, but a pipe, socket or device"):
+    with pytest.raises(OSError, match="/a/b/pipe is a pipe, socket or device"):
         files.check_tree(tmp_path)
 
 
