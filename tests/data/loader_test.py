@@ -345,7 +345,7 @@ def test_mirror_of_moments_is_the_next_record(config):
 
 def test_moments_of_another_shape_than_the_model_takes_are_refused(moments_config):
     moments_config.model.input_size = 8
-    with pytest.raises(ValueError, match="moments 4 x 4 x 8, but .* takes 8 x 8 x 8"):
+    with pytest.raises(ValueError, match=r"moments 4 x 4 x 8, but .* takes 8 x 8 x 8"):
         latents.open_split(moments_config, "train")
 
 
