@@ -237,10 +237,8 @@ def _explain_errors(start, words, kept, repairable_status=1):
         first_line = str(error).partition("\n")[0]  # XLA's messages may have many lines
         if is_out_of_memory:
             _fail(f"out of memory: {first_line}\n{OUT_OF_MEMORY_ADVICE} {TRACEBACK_HINT}")
-        _fail(
-            f"{first_line}\nAnother process may have ended first: see its output. "
-            f"{TRACEBACK_HINT}{_make_resume_hint(kept())}"
-        )
+        hint = f"Another process may have ended first: see its output. {TRACEBACK_HINT}"
+        _fail(f"{first_line}\n{hint}{_make_resume_hint(kept())}")
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if FLAGS.traceback or not _is_user_error(error):
             raise
@@ -380,10 +378,8 @@ def _start_jax(on_cpu):
     names = ("coordinator_bind_address", "num_processes", "process_id")
     if FLAGS.distributed or FLAGS.coordinator_address:
         _connect()
-    elif incomplete := [f"--{name}" for name in names if FLAGS[name].value is not None]:
-        raise UserError(
-            f"{', '.join(incomplete)}: give --coordinator_address or --distributed too."
-        )
+    elif extra := [f"--{name}" for name in names if FLAGS[name].value is not None]:
+        raise UserError(f"{', '.join(extra)}: give --coordinator_address or --distributed too.")
     compilation_cache.enable()
     _check_accelerator()
     if jax.process_index():  # only the first process prints, or lines would be repeated

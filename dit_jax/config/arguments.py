@@ -201,27 +201,24 @@ def _check_positionals(unflagged, names, values):
         hint = f" It stands after {previous_flag}{_suggest_value(word, previous_flag, values)}."
     else:
         hint = ""
-    expected = names or "no words"
-    raise UserError(
-        f"{word!r} is not understood: the command takes {expected} without a flag.{hint}"
-    )
+    takes = f"the command takes {names or 'no words'} without a flag."
+    raise UserError(f"{word!r} is not understood: {takes}{hint}")
 
 
 def _suggest_value(word, previous_flag, values):
     """Returns a hint: how a flag and its value are written so that a stray word belongs to them."""
     flag, _, text = previous_flag.partition("=")
     name = flag.removeprefix("--")
-    if name.startswith("config."):
-        parser = overrides.make_parser(values["config"].value, name.removeprefix("config."))
-    else:
+    if name in values:
         parser = values[name].parser
+    else:
+        parser = overrides.make_parser(values["config"].value, name.removeprefix("config."))
     if isinstance(parser, flags.BooleanParser):
         return f": write {flag}=true or {flag}=false"
-    # A plain string may be a list, such as --labels=3,9; FILE of --config is none.
+    # A plain string may be a list, such as --labels=3,9, but --config is a file.
     is_string = type(parser) in (flags.ArgumentParser, parsers.StringParser) and name != "config"
-    can_repeat = name in values and isinstance(values[name], flags.MultiFlag)
     ways = []
-    if can_repeat:
+    if name in values and isinstance(values[name], flags.MultiFlag):
         ways.append(f"{previous_flag} {flag}={word} for two values")
     elif is_string or isinstance(parser, parsers.ListParser | parsers.SizeParser):
         ways.append(f"{previous_flag},{word} for a list")

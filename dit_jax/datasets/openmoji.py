@@ -151,9 +151,7 @@ def render(code_point: int, size: int) -> Image.Image:
     draw.text(centre, chr(code_point), font=font, anchor="mm", embedded_color=True)
     bounding_box = ImageOps.invert(canvas).getbbox()
     if bounding_box is None:
-        raise UserError(
-            f"the font has no U+{code_point:04X}; choose a code point that map_classes() returns."
-        )
+        raise UserError(f"the font has no U+{code_point:04X}; choose one that map_classes() has.")
     left, top, right, bottom = bounding_box
     side = max(right - left, bottom - top, 0.85 * font_size) * 16 / 15
     x, y = (left + right - side) / 2, (top + bottom - side) / 2

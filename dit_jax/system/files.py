@@ -117,11 +117,8 @@ class Directory:
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
-        if isinstance(error, OSError):
-            try:
-                self.check()
-            except LostError as lost:
-                raise lost from error
+        if isinstance(error, OSError) and not self.is_there():
+            raise LostError.for_directory(self.path) from error
 
 
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:

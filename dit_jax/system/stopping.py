@@ -48,10 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def raise_wrapped(error: BaseException | None) -> None:
-    """Raises the `Stopped` among the causes of an error, if there is one.
-
-    A library may catch a `Stopped` and raise its own error instead.
-    """
+    """Raises the `Stopped` that a library turned into this error, if there is one."""
     while error is not None:
         if isinstance(error, Stopped):
             raise error
@@ -110,8 +107,8 @@ class Signals:
             os.set_blocking(self._pipe[1], False)  # set_wakeup_fd needs this
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
-            self._previous_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            self._previous_handlers = {}
+            self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._old_handlers = {}
             self.install()
         return self
 
@@ -121,13 +118,13 @@ class Signals:
             # A shell starts background commands with Ctrl-C ignored, and Ctrl-C must stay ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 handler = signal.signal(number, self._handle)
-                self._previous_handlers.setdefault(number, handler)
+                self._old_handlers.setdefault(number, handler)
 
     def __exit__(self, *_) -> None:
         if not self._thread:
             return
-        signal.set_wakeup_fd(self._previous_pipe)
-        for number, handler in self._previous_handlers.items():
+        signal.set_wakeup_fd(self._old_pipe)
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         os.close(self._pipe[1])  # ends the thread
         self._thread.join()
@@ -182,10 +179,10 @@ class Raising(Signals):
     def __init__(self):
         super().__init__("ending as soon as the devices are free.")
         self._is_ending = False
-        self._final_handler = signal.SIG_DFL  # of Ctrl-C, until Python has ended
+        self._last_handler = signal.SIG_DFL  # of Ctrl-C, until Python has ended
 
     def __enter__(self) -> "Raising":
-        self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._report_unraisable
+        self._old_hook, sys.unraisablehook = sys.unraisablehook, self._report_unraisable
         return super().__enter__()
 
     def ignore(self) -> None:
@@ -194,7 +191,7 @@ class Raising(Signals):
 
     def finish(self) -> None:
         """Ignores all signals until Python has ended, because the work is done."""
-        self._is_ending, self._final_handler = True, signal.SIG_IGN
+        self._is_ending, self._last_handler = True, signal.SIG_IGN
 
     def _handle(self, number, _):
         # A second exception would interrupt the removal of temporary files.
@@ -209,16 +206,15 @@ class Raising(Signals):
         Python drops exceptions in `__del__`, and when garbage collection closes a file.
         """
         if not isinstance(unraisable.exc_value, Stopped):
-            return self._previous_hook(unraisable)
+            return self._old_hook(unraisable)
         # A hook cannot raise. So a new signal is sent a moment later, when `__del__` has ended.
         self._is_ending = False
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
     def __exit__(self, *exception) -> None:
-        sys.unraisablehook = self._previous_hook
+        sys.unraisablehook = self._old_hook
         if self._is_ending:  # these handlers stay until Python has ended
-            handlers = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: self._final_handler}
-            self._previous_handlers = handlers
+            self._old_handlers = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: self._last_handler}
         super().__exit__(*exception)
 
 
@@ -263,10 +259,7 @@ def end_with_parent() -> None:
 
 
 def write(line: str) -> None:
-    """Writes a line to standard error, without the lock of sys.stderr.
-
-    The main thread may hold this lock.
-    """
+    """Writes a line to standard error without sys.stderr, whose lock the main thread may hold."""
     with contextlib.suppress(OSError):  # standard error is closed
         # The current line of a terminal may hold a progress bar or the ^C.
         newline = "\n" if os.isatty(2) else ""
