@@ -103,7 +103,8 @@ if __name__ == "__main__":
     numbers_help = "interpolate: indices of the two images whose noise is interpolated."
     flags.DEFINE(parsers.ListParser(int, 2), "numbers", "0,0", numbers_help)
     for name, flag in AFTER.items():
-        flags.DEFINE_string(flag, "", f"invert: like --{name}, for the image that is drawn again.")
+        after_help = f"invert: like --{name}, for the image that is drawn again."
+        flags.DEFINE(conditions.FLAGS[name].parser, flag, None, after_help)
     num_help = "Number of drawn images; invert draws one."
     flags.DEFINE_integer("num", 4, num_help, 1, ranges.MAX_PICTURE_IMAGES)
     cli.define_path("out", "edited.png", "PNG: the input image and the drawn images in a row.")

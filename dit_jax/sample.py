@@ -65,7 +65,8 @@ if __name__ == "__main__":
     sampling_flags.define_sampling()
     flags.DEFINE_integer("batch_size", None, "Images at a time, all devices.", lower_bound=1)
     sampling_flags.define_conditions()
-    num_help = f"Number of images. By default one for each --prompt, or {DEFAULT_NUM}."
+    repeated = " or ".join(f"--{name}" for name, flag in conditions.FLAGS.items() if flag.repeated)
+    num_help = f"Number of images. By default one for each {repeated}, or {DEFAULT_NUM}."
     flags.DEFINE_integer("num", None, num_help, 1, ranges.MAX_COUNT)
     cli.define_path("out", "samples.png", "A .png grid, or an .npz with arr_0 and label.")
     flags.DEFINE_integer(

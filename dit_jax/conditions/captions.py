@@ -71,10 +71,6 @@ class Captions(Condition):
         cond = tokenize(captions)
         return Request(cond, np.broadcast_to(tokenize([negative]), cond.shape))
 
-    @classmethod
-    def count_requested(cls, flags):
-        return len(flags["prompt"])
-
     def _from_own_flags(self, num, seed, class_names, prompt=(), negative_prompt=""):
         # Without a prompt the images are drawn for the empty caption.
         prompts = list(prompt) or [""]

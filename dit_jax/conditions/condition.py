@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax.conditions.request import Request
@@ -24,6 +25,7 @@ class Flag:
 
     help: str
     repeated: bool = False
+    parser: flags.ArgumentParser = dataclasses.field(default_factory=flags.ArgumentParser)
 
 
 class Condition(abc.ABC):
@@ -150,11 +152,6 @@ class Condition(abc.ABC):
         """
         name = self.config.model.condition
         raise UserError(f"model.condition={name!r}: this model takes {self.flag}, not captions.")
-
-    @classmethod
-    def count_requested(cls, flags: Mapping[str, str | list]) -> int:
-        """Returns how many images the flags list one by one; 0 if they list none."""
-        return 0
 
     def from_flags(
         self, num: int, seed: int = 0, class_names: Sequence[str] | None = None, **flags: str | list

@@ -22,8 +22,8 @@ FLAGS: dict[str, Flag] = {
 
 
 def count_requested(flags: Mapping[str, str | list]) -> int:
-    """Returns how many images the flags of all kinds list one by one; 0 if they list none."""
-    return max(kind.count_requested(flags) for kind in KINDS.values())
+    """Returns how many images the repeated flags list one by one; 0 if they list none."""
+    return max(len(flags[name]) for name, flag in FLAGS.items() if flag.repeated)
 
 
 def build(config: ConfigDict) -> Condition:

@@ -1,10 +1,9 @@
 """Conditions inside a noise predictor, its third input after x_t and time: a class for each kind.
 
-`model.condition` is a key of KINDS. Each network names the kinds that it takes. The kind then calls
-the network's `embed_label` or `embed_sequence`, because every network embeds in its own way.
+`model.condition` is a key of KINDS. A kind calls the network's `embed_label` or `embed_sequence`,
+because every network embeds in its own way.
 """
 
-from collections.abc import Collection
 from typing import ClassVar
 
 import flax.linen as nn
@@ -114,11 +113,9 @@ class Tokens(Context):
 KINDS: dict[str, Kind] = {"label": Label(), "tokens": Tokens(), "context": Context()}
 
 
-def get_kind(condition: str, taken: Collection[str]) -> Kind:
-    """Returns the kind of this name.   Raises: ValueError unless it is one of those `taken`."""
+def get_kind(condition: str) -> Kind:
+    """Returns the kind of this name.   Raises: ValueError for an unknown name."""
     check_choice("condition", condition, KINDS)
-    if condition not in taken:
-        raise UserError(f"{condition=}: this network takes only {', '.join(taken)}.")
     return KINDS[condition]
 
 

@@ -13,7 +13,6 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError, check_choice
 from dit_jax.models import blocks, conditioning, layers, options
 
-CONDITIONS = ("label", "tokens", "context")  # the keys of conditioning.KINDS that a DiT takes
 MAX_POSITIONS = 2**28  # largest size of the position table, which the host computes in f64
 # Hidden size, depth, heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -73,7 +72,7 @@ class DiT(nn.Module):
     num_heads: int
     mlp_ratio: float
     block: str  # how time and condition enter, a key of blocks.BLOCKS
-    condition: str  # one of CONDITIONS
+    condition: str  # a key of conditioning.KINDS
     num_classes: int  # 0: every label is 0
     null_condition: bool  # whether there is one, for guidance; of labels it is class num_classes
     context_size: int  # width of a caption's sequence
@@ -211,7 +210,7 @@ def from_config(config) -> DiT:
         )
     check_choice("block", config.block, blocks.BLOCKS)
     blocks.compute_mlp_size(hidden_size, fields["mlp_ratio"])
-    conditioning.get_kind(config.condition, CONDITIONS).check(config)
+    conditioning.get_kind(config.condition).check(config)
     check_choice("remat", config.remat, options.REMAT_POLICIES)
     fields["attention"] = options.resolve_attention(
         fields["attention"], fields["dtype"], hidden_size // num_heads

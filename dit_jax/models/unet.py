@@ -15,8 +15,6 @@ from dit_jax.config import sizes
 from dit_jax.errors import UserError, check_choice
 from dit_jax.models import conditioning, layers, options, unet_blocks
 
-CONDITIONS = ("label", "tokens", "context")  # the keys of conditioning.KINDS that a UNet takes
-
 
 class UNet(nn.Module):
     """A noise predictor: eps, and with learn_sigma the variance, from x_t, time and condition.
@@ -41,7 +39,7 @@ class UNet(nn.Module):
     norm_groups: int
     norm_epsilon: float  # of all norms but the transformers', whose epsilons unet_blocks has
     dropout: float  # of residual blocks
-    condition: str  # one of CONDITIONS
+    condition: str  # a key of conditioning.KINDS
     num_classes: int  # 0: labels are ignored
     null_condition: bool  # whether there is one, for guidance; of labels it is class num_classes
     text_vocab_size: int  # number of token ids; this and the next three are for 'tokens'
@@ -202,7 +200,7 @@ def from_config(config) -> UNet:
     model = UNet(**config)
     _check_levels(model)
     _check_heads(model)
-    kind = conditioning.get_kind(model.condition, CONDITIONS)
+    kind = conditioning.get_kind(model.condition)
     _check_context(model, kind)
     kind.check(model)
     check_choice("remat", model.remat, options.REMAT_POLICIES)

@@ -45,14 +45,14 @@ def define_conditions() -> None:
     """Defines the flags of all kinds of conditions."""
     for name, flag in conditions.FLAGS.items():
         if flag.repeated:
-            flags.DEFINE_multi_string(name, [], flag.help)
+            flags.DEFINE_multi(flag.parser, None, name, [], flag.help)
         else:
-            flags.DEFINE_string(name, "", flag.help)
+            flags.DEFINE(flag.parser, name, None, flag.help)
 
 
 def get_conditions() -> dict:
     """Returns {name: value} of the flags for conditions, for `runs.Trained.make_request`."""
-    return {name: FLAGS[name].value for name in conditions.FLAGS}
+    return {name: FLAGS[name].value or "" for name in conditions.FLAGS}
 
 
 def get_load_arguments() -> dict:
