@@ -150,7 +150,7 @@ def bench_sample(config: ConfigDict, steps: int, batch_size: int) -> dict:
     sharding.check_batch_size(program.mesh, batch_size)
     # Sampling needs parameters, but no optimizer state and no EMA.
     params = jax.jit(
-        lambda key: models.init_params(program.model, key),
+        program.task.init_params,
         out_shardings=program.shardings.params,
     )(jax.random.key(config.seed))
     sampler_arguments = config.sample, program.task.process, config.objective.prediction
