@@ -295,7 +295,7 @@ def test_full_disk_stops_the_run_and_keeps_the_last_checkpoint(workdir, smoke_co
             train.train_and_evaluate(smoke_config, workdir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "space or permission" in str(error.value)
+    assert "Free space or give permission" in str(error.value)
     smoke_config.total_steps = 41
     assert int(train.train_and_evaluate(smoke_config, workdir).step) == 41
 

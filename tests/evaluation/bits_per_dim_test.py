@@ -312,7 +312,7 @@ def test_flags_without_effect_are_refused(run_command, workdir):
     assert "--bpd takes no --cfg_scale, --guide_step." in message
     assert "--bpd_steps=3 goes with --bpd" in error("--bpd_steps", 3)
     message = error("--bpd", "--variance=large")
-    assert "--variance=large is of process ddpm without a learned variance." in message
+    assert "--variance=large needs process ddpm without a learned variance." in message
 
 
 @pytest.mark.slow
